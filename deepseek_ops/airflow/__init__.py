@@ -1,0 +1,1 @@
+"""The Airflow door: operators, sensors, triggers, hooks, notifiers. Parse, call, dump."""

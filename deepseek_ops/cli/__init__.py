@@ -1,0 +1,1 @@
+"""The command line: the same domain code as the DAGs."""

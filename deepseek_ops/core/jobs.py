@@ -1,0 +1,87 @@
+"""Records of work that runs outside the caller's process: what a launcher is given and what it reports."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from deepseek_ops.core.records import Name, Record
+
+JobKind = Literal["prepare", "train", "evaluate", "export", "serve"]
+"""Sub-command of ``python -m deepseek_ops.jobs`` that does the work."""
+
+EXIT_RETRY = 75
+"""Exit status (sysexits EX_TEMPFAIL) of a job that may be tried again."""
+EXIT_DO_NOT_RETRY = 78
+"""Exit status (sysexits EX_CONFIG) of a job that would fail again."""
+
+
+class JobSpec(Record):
+    """One job. ``name`` is deterministic: submitting it twice finds the first one."""
+
+    name: Name
+    kind: JobKind
+    payload: dict[str, JsonValue] = Field(description="Input of the job, a JSON object the kind defines.")
+    num_ranks: int = Field(default=1, ge=1, description="Processes of a train job on this node.")
+    max_restarts: int = Field(default=3, ge=0, description="Rank restarts from a checkpoint before the job is lost.")
+    timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0)
+    grace_seconds: float = Field(default=30.0, ge=0, description="Between SIGTERM and SIGKILL: time to checkpoint.")
+    lease_seconds: float = Field(
+        default=0.0, ge=0, description="The job stops itself when its lease was not renewed for so long; 0 = no lease."
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="Variables that are not secret.")
+    python: str = Field(default="", description="Interpreter of the job's environment; empty = the launcher's own.")
+    memory_bytes: int | None = Field(default=None, gt=0, description="Address-space limit of sandboxed jobs.")
+
+
+class JobPhase(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """Ended with an error that would repeat."""
+    LOST = "lost"
+    """Ended without a result: another try can resume."""
+    STOPPED = "stopped"
+    """Somebody, or a rule, stopped it on purpose."""
+
+
+class JobStatus(Record):
+    """What a launcher knows of a job now."""
+
+    name: Name
+    phase: JobPhase
+    reason: str = ""
+    exit_status: int | None = None
+    attempt: int = Field(default=1, ge=1, description="Fencing token: grows when a lost job is submitted again.")
+    restarts: int = Field(default=0, ge=0)
+    step: int | None = Field(default=None, description="Last step reported, of a train job.")
+    wall_seconds: float = Field(default=0.0, ge=0, description="Since the attempt started.")
+    device_seconds: float = Field(default=0.0, ge=0, description="wall_seconds x ranks, over all attempts.")
+    pid: int | None = Field(default=None, description="Supervisor's process id where the launcher has one.")
+    log: str = Field(default="", description="Where the log is: a path or a URI.")
+
+    @property
+    def settled(self) -> bool:
+        return self.phase is not JobPhase.RUNNING
+
+
+class TrafficPlan(Record):
+    """Who gets the requests of one endpoint. Weights are percent and sum to 100."""
+
+    endpoint: Name
+    weights: dict[str, int] = Field(description="Version -> percent of requests.")
+    backends: dict[str, str] = Field(description="Version -> host:port; every version of weights and mirrors is here.")
+    mirrors: dict[str, int] = Field(default_factory=dict, description="Version -> percent of requests copied to it.")
+    sticky_header: str = Field(default="x-user-id", description="Requests with an equal value get the same version.")
+    models: dict[str, str] = Field(default_factory=dict, description="Version -> model name the backend expects.")
+
+
+class TrafficStats(Record):
+    """Counters of one version behind the gateway since it was configured."""
+
+    requests: int = Field(ge=0)
+    errors: int = Field(ge=0, description="5xx answers and failed connections.")
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None

@@ -1,0 +1,230 @@
+"""What the outside must do for us. Each port promises behaviour, errors included; adapters keep the promise.
+
+Adapters live in ``deepseek_ops.adapters`` and are built by the doors (``airflow``, ``cli``, ``jobs``) only.
+Every adapter of a port passes the same contract suite in ``tests/contract``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.jobs import JobSpec, JobStatus, TrafficPlan, TrafficStats
+from deepseek_ops.core.records import AuditEvent, Digest, FileEntry, FileSet, GitRef
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object."""
+
+    key: str
+    size: int
+
+
+class ObjectStore(Protocol):
+    """Write-once bytes under string keys. Adapters: S3, local folder.
+
+    Every method raises StoreUnavailableError when the service is away (after its own short retries) and
+    StoreAccessError when it refuses credentials or the bucket is missing. Keys are relative to ``uri``.
+    """
+
+    uri: str
+    """Such as s3://bucket/prefix or file:///folder; carries no credentials."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store ``data`` if the key is free. Raises ObjectExistsError when it is taken, whatever it holds.
+
+        Of many concurrent writers exactly one wins. A reader sees all of the bytes or nothing.
+        """
+
+    def put_blob(self, key: str, source: bytes | Path) -> None:
+        """Store content-addressed bytes: the key contains their digest, so a second write changes nothing.
+
+        Large sources go up in parts; a reader sees all of the bytes or nothing.
+        """
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Return the object, or ``length`` bytes of it from ``start``. Raises ObjectNotFoundError."""
+
+    def download(self, key: str, target: Path) -> None:
+        """Write the object to ``target`` (parallel ranges for large ones). Raises ObjectNotFoundError."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Return size and key, or None when nothing is stored under the key."""
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with ``prefix`` in ascending key order, after ``start_after``."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove the objects; a missing one is no error."""
+
+
+class Blobs(Protocol):
+    """The content-addressed space over an ObjectStore, seen from packages that do not know the store's layout."""
+
+    def put(self, data: bytes) -> Digest:
+        """Store ``data`` and return its SHA-256."""
+
+    def get(self, digest: Digest) -> bytes:
+        """Return verified bytes. Raises ObjectNotFoundError, IntegrityError."""
+
+    def put_folder(self, folder: Path) -> FileSet:
+        """Store every file below ``folder`` and return the set, sorted by path; present objects are not sent twice."""
+
+    def fetch_folder(self, files: FileSet, target: Path) -> None:
+        """Write the set below ``target`` with every digest verified. Raises IntegrityError, ObjectNotFoundError."""
+
+    def verify(self, entry: FileEntry) -> None:
+        """Read the object back and check size and digest. Raises IntegrityError, ObjectNotFoundError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One stored fact: ``body`` is a record's JSON, ``revision`` grows by one with each update."""
+
+    kind: str
+    key: str
+    revision: int
+    body: dict[str, JsonValue]
+    run: str
+    created_at: str
+    """ISO 8601, UTC."""
+
+
+class Facts(Protocol):
+    """JSON facts by kind and key, with create-only inserts and compare-and-swap updates. Adapters: SQLite, PostgreSQL.
+
+    Every method raises FactsUnavailableError when the database is away.
+    """
+
+    def insert(self, kind: str, key: str, body: Mapping[str, JsonValue], *, run: str = "") -> Fact:
+        """Store a new fact. Raises ObjectExistsError when the key is taken; exactly one concurrent writer wins."""
+
+    def update(self, fact: Fact, body: Mapping[str, JsonValue]) -> Fact:
+        """Replace the body of the fact as it was read. Raises FactConflictError when it has moved on."""
+
+    def get(self, kind: str, key: str) -> Fact | None:
+        """Return the fact, or None."""
+
+    def find(self, kind: str, *, prefix: str = "", run: str | None = None, limit: int = 1000) -> list[Fact]:
+        """Return facts of a kind, newest first, optionally of one run or with a key prefix."""
+
+    def append_audit(self, event: AuditEvent) -> int:
+        """Append to the hash-chained audit log and return the sequence number."""
+
+    def audit(self, *, subject: str | None = None, limit: int = 1000) -> list[tuple[int, str, AuditEvent]]:
+        """Return (sequence, ISO time, event), oldest first."""
+
+    def verify_audit(self) -> int:
+        """Return the number of chained events. Raises IntegrityError naming the first sequence that was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCommit:
+    """A commit to make on top of a branch: files to add or replace, and the message."""
+
+    branch: str
+    parent: str
+    message: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTag:
+    """An annotated tag to make. ``target`` may be a commit id, or empty for the commit made in the same publish."""
+
+    name: str
+    target: str
+    message: str
+
+
+class GitRemote(Protocol):
+    """One model repository on any Git host. Adapters: git over https, ssh, file.
+
+    Every method raises GitUnreachableError, GitAccessError or RefNotFoundError.
+    """
+
+    url: str
+    """Without credentials."""
+
+    def refs(self, patterns: Sequence[str] = ("refs/heads/*", "refs/tags/*")) -> dict[str, str]:
+        """Return full ref name -> commit id (annotated tags peeled) for refs that match one of the globs."""
+
+    def resolve(self, ref: str) -> GitRef:
+        """Return the branch, tag or full ref name resolved to its commit."""
+
+    def describe(self, commit: str) -> dict[str, str]:
+        """Return ``tree``, ``patch_id``, ``author``, ``subject`` of a commit."""
+
+    def read_file(self, commit: str, path: str, *, max_bytes: int = 1_000_000) -> bytes:
+        """Return one file of a commit. Raises RefNotFoundError, and GitAccessError beyond ``max_bytes``."""
+
+    def changed_paths(self, old: str | None, new: str) -> list[str]:
+        """Return the paths that differ between two commits; all paths of ``new`` when ``old`` is None."""
+
+    def checkout(self, commit: str, target: Path) -> None:
+        """Write the files of a commit below ``target`` (no history, nothing outside ``target``)."""
+
+    def publish(
+        self, *, commit: NewCommit | None = None, tags: Sequence[NewTag] = (), delete: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """Push a commit and tags in one atomic push with leases and return name -> object id.
+
+        Publishing equal tags again returns the ids that are there. Raises StaleRefError when a ref moved.
+        """
+
+
+class Launcher(Protocol):
+    """Runs jobs outside the caller's process. Adapters: local process tree; scale-out engines."""
+
+    def submit(self, job: JobSpec, *, secrets: Mapping[str, str] | None = None) -> JobStatus:
+        """Start the job if no job of its name is running or has succeeded; return its status either way.
+
+        A lost, failed or stopped job of the same name is started again with ``attempt`` + 1.
+        ``secrets`` become environment variables of the job and are written nowhere.
+        """
+
+    def status(self, name: str) -> JobStatus | None:
+        """Return the job's status, or None when no job of that name was ever submitted here."""
+
+    def result(self, name: str) -> dict[str, JsonValue]:
+        """Return what a succeeded job returned. Raises JobLostError or JobFailedError otherwise."""
+
+    def renew(self, name: str) -> None:
+        """Renew the job's lease: somebody still wants it."""
+
+    def stop(self, name: str, reason: str) -> None:
+        """Ask the job to checkpoint and end, kill it after its grace; returns at once. Settled jobs are left alone."""
+
+    def logs(self, name: str, offset: int = 0) -> tuple[str, int]:
+        """Return what the job logged from byte ``offset`` on, and the offset to go on from."""
+
+    def events(self, name: str, after: int = 0) -> list[dict[str, JsonValue]]:
+        """Return the job's events (JSON lines: restarts, alerts, metrics) after the first ``after``."""
+
+    def list(self) -> list[JobStatus]:
+        """Return every job this launcher knows."""
+
+
+class TrafficGateway(Protocol):
+    """Splits the requests of an endpoint over versions without dropping any. Adapters: Envoy (local)."""
+
+    def apply(self, plan: TrafficPlan) -> str:
+        """Make the plan effective and return its revision; equal plans return equal revisions and change nothing."""
+
+    def observed(self, endpoint: str) -> TrafficPlan | None:
+        """Read back the plan that is effective, or None before the first apply."""
+
+    def stats(self, endpoint: str) -> dict[str, TrafficStats]:
+        """Return counters per version."""
+
+    def url(self, endpoint: str) -> str:
+        """Return the base URL clients use."""
+
+
+Progress = Callable[[str, float | None], None]
+"""Called with a line for people and, where known, the fraction done (0..1)."""

@@ -1,0 +1,1 @@
+"""Dataset versions: manifests, packs, snapshots, splits and checks over an ObjectStore."""

@@ -1,0 +1,1 @@
+"""Model versions, bundles and aliases in the object store."""

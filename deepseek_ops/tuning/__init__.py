@@ -1,0 +1,1 @@
+"""Search spaces and studies: which values the next trial draws, and which trial is stopped early."""

@@ -1,0 +1,1 @@
+"""Stages, paired comparisons and verdicts."""
