@@ -1,0 +1,1 @@
+"""Jobs as supervised process trees on this machine."""

@@ -1,0 +1,71 @@
+"""What can go wrong with jobs on this machine, besides the job itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepseek_ops.core.errors import PermanentError, TransientError
+
+
+@dataclass(eq=False)
+class JobFolderError(PermanentError):
+    """The folder of jobs cannot be read or written."""
+
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be used for jobs: {self.problem}. Correct its owner and rights, or name another root."
+        )
+
+
+@dataclass(eq=False)
+class NoSpaceForJobError(PermanentError):
+    """The disk below the jobs is full."""
+
+    path: str
+    free_bytes: int
+    needed_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has {self.free_bytes} bytes free and a job needs {self.needed_bytes}: "
+            "remove settled jobs or name a root on another disk."
+        )
+
+
+@dataclass(eq=False)
+class JobStartError(PermanentError):
+    """The interpreter of the job cannot start ``deepseek_ops.jobs``."""
+
+    job: str
+    python: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job} did not start: {self.python} -m deepseek_ops.jobs: {self.problem}. "
+            "Check the interpreter's path and that deepseek-ops[train] is installed in it."
+        )
+
+
+@dataclass(eq=False)
+class UnknownJobError(PermanentError):
+    """No job of that name was ever submitted under this root."""
+
+    job: str
+    root: str
+
+    def __str__(self) -> str:
+        return f"no job {self.job} was submitted under {self.root}; check the name and the root."
+
+
+@dataclass(eq=False)
+class JobNotSettledError(TransientError):
+    """The job still runs: it has no result yet, and its folder cannot be removed."""
+
+    job: str
+
+    def __str__(self) -> str:
+        return f"job {self.job} is still running; wait for it or stop it first."

@@ -1,0 +1,242 @@
+"""The folder of one job: the only thing the launcher, the supervisor and the ranks share.
+
+::
+
+    lock              flock: held while an attempt starts and while its end is written, never while it runs
+    spec.json         the JobSpec of the newest attempt
+    attempt.json      number of the newest attempt: the fencing token
+    supervisor.json   who runs that attempt; its mtime is the supervisor's heartbeat
+    ranks.json        process ids of the ranks and how often they were restarted
+    lease             its mtime says when somebody last wanted the job
+    stop.json         why the job has to end
+    outcome/          what the processes of the attempt say about their own end
+    result.json       what the job returned, then status.json: how it ended
+    events.jsonl      one JSON object a line        log.txt   stdout and stderr, all attempts
+    work/             scratch of the job's own, kept over restarts and attempts
+
+Every JSON file is replaced as a whole, so a reader sees the old one or the new one. A file that names another attempt
+than ``attempt.json`` is left over and means nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, JsonValue
+
+from deepseek_ops.adapters.local_launcher.errors import JobFolderError, NoSpaceForJobError
+from deepseek_ops.core.errors import InvalidRecordError
+from deepseek_ops.core.records import Record
+
+MIN_FREE_BYTES = 64 << 20
+"""Free space below which no job starts: a log and a few small files must always fit."""
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+class Attempt(Record):
+    """The newest attempt of a job."""
+
+    attempt: int = Field(ge=1)
+    device_seconds: float = Field(default=0.0, ge=0, description="Spent by the attempts before this one.")
+
+
+class Supervisor(Record):
+    """The process that runs an attempt. ``start_ticks`` tells it from a later process with the same id."""
+
+    attempt: int = Field(ge=1)
+    pid: int = Field(gt=0)
+    start_ticks: int = Field(ge=0, description="Start time in clock ticks after boot, from /proc/<pid>/stat.")
+    machine: str = Field(description="Boot id and process-id namespace in which pid means something.")
+    started_at: float = Field(description="Seconds since the epoch.")
+
+
+class StopRequest(Record):
+    """Why an attempt has to end. A timeout counts as a failure, a stop as somebody's decision."""
+
+    attempt: int = Field(ge=1)
+    reason: str
+    cause: Literal["stop", "timeout"] = "stop"
+
+
+class RankGroup(Record):
+    """The rank processes that run now."""
+
+    attempt: int = Field(ge=1)
+    restarts: int = Field(default=0, ge=0)
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobFolder:
+    """The files of one job. Its methods raise JobFolderError and NoSpaceForJobError where the disk refuses."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def outcomes(self) -> Path:
+        return self.path / "outcome"
+
+    def read(self, name: str, kind: type[RecordT]) -> RecordT | None:
+        """Return the record in file ``name``, or None when it is missing, or not whole after a power cut."""
+        body = read_json(self.path / name)
+        if body is None:
+            return None
+        try:
+            return kind.load(body)
+        except InvalidRecordError:
+            return None
+
+    def write(self, name: str, record: Record) -> None:
+        """Replace file ``name`` by the record."""
+        write_json(self.path / name, record.dump())
+
+    def attempt(self) -> Attempt | None:
+        """Return the newest attempt, or None before the first."""
+        return self.read("attempt.json", Attempt)
+
+    def stop_request(self, attempt: int) -> StopRequest | None:
+        """Return why this attempt has to end, or None while it may go on."""
+        request = self.read("stop.json", StopRequest)
+        return request if request is not None and request.attempt == attempt else None
+
+    def request_stop(self, request: StopRequest) -> None:
+        """Write the request unless the attempt has one already: the first reason is the one that counts."""
+        if self.stop_request(request.attempt) is None:
+            self.write("stop.json", request)
+
+    def append_event(self, kind: str, attempt: int, fields: Mapping[str, object]) -> None:
+        """Append one event. One write to a file opened for appending: lines of many processes never mix."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        body = {"time": time, "kind": kind, "attempt": attempt}
+        line = json.dumps(plain({**fields, **body}), allow_nan=False, ensure_ascii=False) + "\n"
+        with disk(self.events), self.events.open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the job's lock and give its file descriptor; waits for whoever holds it now.
+
+        The folder may be retired while we wait, and the lock with it: then the lock of the new folder is taken.
+        """
+        while True:
+            with disk(self.path):
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._holds(lock):
+                    yield lock
+                    return
+            finally:
+                os.close(lock)
+
+    def lock_is_held(self) -> bool:
+        """Return whether somebody is starting or settling an attempt right now."""
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def _holds(self, lock: int) -> bool:
+        try:
+            return os.path.samestat((self.path / "lock").stat(), os.fstat(lock))
+        except FileNotFoundError:
+            return False
+
+
+def read_json(path: Path) -> dict[str, JsonValue] | None:
+    """Return the JSON object in ``path``, or None when there is none. Raises JobFolderError when it is unreadable."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    except OSError as error:
+        raise JobFolderError(str(path), error.strerror or str(error)) from error
+    return body if isinstance(body, dict) else None
+
+
+def write_json(path: Path, body: Mapping[str, JsonValue]) -> None:
+    """Replace ``path`` by the JSON of ``body`` and make it durable: a reader sees the old file or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk(path):
+        try:
+            with part.open("wb") as file:
+                file.write(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def plain(value: object) -> JsonValue:
+    """Return ``value`` as JSON that every reader accepts: NaN and infinities become strings, scalars plain numbers."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    item = getattr(value, "item", None)  # a scalar of numpy or torch, which we do not import
+    if callable(item):
+        return plain(item())
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a file into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise NoSpaceForJobError(str(path), free, MIN_FREE_BYTES) from error
+        raise JobFolderError(str(path), error.strerror or str(error)) from error
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Raise NoSpaceForJobError when fewer than ``needed_bytes`` are free on the disk of ``path``."""
+    with disk(path):
+        free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise NoSpaceForJobError(str(path), free, needed_bytes)

@@ -1,0 +1,119 @@
+"""What the code of a job is given: its input, its folder, and the way to say what happens.
+
+Every kind of job is one function ``run(context: JobContext) -> dict[str, JsonValue]``. What it returns is the job's
+result. It may be called again with the same ``work`` folder after a rank, a machine or a whole attempt was lost, so it
+looks there (or in the store) for what it finished before. What it raises decides whether the job is tried again:
+
+====================================================  ==========================================
+PermanentError                                        78: do not try again, reason = the error
+TransientError, MemoryError, killed by a signal       75: try again
+any other exception                                   78, reason = last line of the traceback
+====================================================  ==========================================
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from deepseek_ops.adapters.local_launcher.folder import JobFolder
+from deepseek_ops.core.jobs import JobSpec
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.ports import Blobs, ObjectStore
+
+
+class JobContext:
+    """One process of one attempt of a job. Tests build it on a ``tmp_path``; the supervisor builds the real one.
+
+    Args:
+        spec: The job.
+        folder: The job's folder; created if it is not there.
+        attempt: Fencing token; grows each time a lost, failed or stopped job is submitted again.
+        rank: Number of this process among ``world_size``; 0 for every kind but ``train``.
+        restarts: How often the ranks of this attempt were restarted before this call.
+        store: Object store to use instead of the one that the environment names.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: Path,
+        *,
+        attempt: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        restarts: int = 0,
+        store: ObjectStore | None = None,
+    ) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.attempt = attempt
+        self.rank = rank
+        self.world_size = world_size
+        self.restarts = restarts
+        self.stop_seen = False
+        """Whether the job's code has been told to stop. One that returns without having asked has finished."""
+        self._files = JobFolder(folder)
+        self._store = store
+        self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def payload(self) -> dict[str, JsonValue]:
+        """The input of the job: a JSON object that its kind defines."""
+        return self.spec.payload
+
+    @property
+    def work(self) -> Path:
+        """Scratch folder of the job, shared by its ranks and kept over restarts and attempts: resume reads it."""
+        return self._files.work
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The object store that the job's environment names."""
+        if self._store is not None:
+            return self._store
+        from deepseek_ops.adapters.stores import store_from_environment
+
+        return store_from_environment()
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """The content-addressed space of ``store``."""
+        from deepseek_ops.data import StoreBlobs
+
+        return StoreBlobs(self.store)
+
+    def event(self, kind: str, /, **fields: object) -> None:
+        """Append one event to the job's stream. Any rank may; numbers that JSON lacks become strings ("NaN")."""
+        self._files.append_event(kind, self.attempt, {**fields, "rank": self.rank})
+
+    def report(self, *, step: int, **metrics: float) -> None:
+        """Append the metrics of a step to the job's stream. Does nothing on other ranks than 0."""
+        if self.rank == 0:
+            self.event("metric", step=step, **metrics)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the job has to checkpoint and return now; cheap enough to ask every step.
+
+        Ranks may see it at different steps: a loop that communicates agrees on it first (an all-reduced flag).
+        """
+        requested = self._files.stop_request(self.attempt) is not None
+        self.stop_seen = self.stop_seen or requested
+        return requested
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the job has to stop; empty while it may go on."""
+        request = self._files.stop_request(self.attempt)
+        return "" if request is None else request.reason
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this attempt is still the newest: ask before writing where a newer one may have written."""
+        newest = self._files.attempt()
+        return newest is None or newest.attempt == self.attempt
