@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from deepseek_ops.adapters.facts.schema import audit_log
 from deepseek_ops.core.errors import IntegrityError
@@ -71,9 +72,12 @@ def verify(connection: sa.Connection, dsn: str) -> int:
             raise IntegrityError(where, f"that follows {previous or 'the start'}", f"missing (next is {row.seq})")
         if row.prev_digest != previous:
             raise IntegrityError(f"{where} (its predecessor)", previous or "none", row.prev_digest or "none")
-        expected = chained_digest(row.seq, row.at, _event(row), previous)
-        if row.digest != expected:
-            raise IntegrityError(where, row.digest, expected)
+        try:
+            actual = chained_digest(row.seq, row.at, _event(row), previous)
+        except ValidationError as error:
+            raise IntegrityError(where, row.digest, "none: its body is no JSON object") from error
+        if actual != row.digest:
+            raise IntegrityError(where, row.digest, actual)
         previous = row.digest
     return count
 

@@ -29,17 +29,19 @@ _SECRET_OPTIONS = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 
 def parse_dsn(dsn: str) -> sa.URL:
     """Return the DSN as a URL of a driver that we use. Raises FactsDsnError without repeating a password."""
-    masked = re.sub(r"://[^/]*@", "://***@", dsn)
+    masked = re.sub(r"^(\w[\w+]*://)?.*@", r"\1***@", dsn)
     try:
         url = sa.make_url(dsn)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise FactsDsnError(masked, "it is not a URL") from error
+    except (sa.exc.ArgumentError, ValueError):
+        raise FactsDsnError(masked, "it is not a URL") from None  # the cause repeats the DSN
     if url.drivername in _POSTGRES_NAMES:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername != "sqlite":
         raise FactsDsnError(mask(url), f"{url.drivername} is not supported")
     if not url.database or url.database == ":memory:":
         raise FactsDsnError(masked, "a database in memory is gone with the process")
+    if url.query:
+        raise FactsDsnError(mask(url), "a SQLite file takes no options")
     return url
 
 

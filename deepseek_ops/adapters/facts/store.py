@@ -58,7 +58,7 @@ class SqlFacts:
 
     def insert(self, kind: str, key: str, body: Mapping[str, JsonValue], *, run: str = "") -> Fact:
         """Store a new fact. Raises ObjectExistsError when the key is taken; exactly one concurrent writer wins."""
-        stored = _checked(kind, key, body)
+        stored = _checked(kind, key, body, run=run)
         with self._write() as connection:
             at = now(connection)
             row = {"kind": kind, "key": key, "revision": 1, "run": run, "body": stored}
@@ -106,7 +106,7 @@ class SqlFacts:
 
     def append_audit(self, event: AuditEvent) -> int:
         """Append to the hash-chained audit log and return the sequence number."""
-        _checked("audit", event.subject or "-", event.details)
+        _require_storable("AuditEvent", event.details, event.actor, event.action, event.subject)
         with self._write() as connection:
             audit_log.lock(connection)
             return audit_log.append(connection, event, now(connection))
@@ -173,19 +173,28 @@ def _fact(row: sa.Row[tuple[object, ...]]) -> Fact:
     )
 
 
-def _checked(kind: str, key: str, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the body as a plain dict that can be stored. Raises InvalidRecordError: better here than in one database.
-
-    SQLite would take NUL characters that PostgreSQL refuses, and both would take NaN and answer with broken JSON.
-    """
-    if not kind or not key or "\x00" in kind + key:
-        raise InvalidRecordError("Fact", f"kind={kind!r} key={key!r} must not be empty or contain NUL")
+def _checked(kind: str, key: str, body: Mapping[str, JsonValue], *, run: str = "") -> dict[str, JsonValue]:
+    """Return the body as a plain dict that both databases can store. Raises InvalidRecordError."""
+    if not kind or not key:
+        raise InvalidRecordError("Fact", f"kind={kind!r} key={key!r}: both are needed")
     plain = dict(body)
-    try:
-        write_json(plain)
-    except (TypeError, ValueError) as error:
-        raise InvalidRecordError("Fact", f"the body of {kind}/{key} is not JSON: {error}") from error
+    _require_storable("Fact", plain, kind, key, run)
     return plain
+
+
+def _require_storable(what: str, body: Mapping[str, JsonValue], *texts: str) -> None:
+    """Refuse here what only one database would refuse (NUL, half a surrogate pair) or would store broken (NaN)."""
+    for text in texts:
+        if "\x00" in text or not _encodes(text):
+            raise InvalidRecordError(what, f"{text!r} contains a character that cannot be stored")
+    try:
+        write_json(dict(body))
+    except (TypeError, ValueError) as error:
+        raise InvalidRecordError(what, f"the body of {'/'.join(filter(None, texts))} is not JSON: {error}") from error
+
+
+def _encodes(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _after_prefix(prefix: str) -> str:
