@@ -13,6 +13,7 @@ any other exception                                   78, reason = last line of 
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ class JobContext:
             return self._store
         from deepseek_ops.adapters.stores import store_from_environment
 
-        return store_from_environment()
+        return store_from_environment(os.environ)
 
     @cached_property
     def blobs(self) -> Blobs:

@@ -1,0 +1,236 @@
+"""The supervisor: one small process beside every job, so that no job outlives its purpose and none dies unnoticed.
+
+It leads a session of its own, so the end of the Airflow task that started it, of its worker, or of the task's process
+group does not touch it. Below it runs one worker process that does the job (or forks the ranks that do). It
+
+- passes a stop on (SIGTERM, or ``stop.json``): SIGTERM, ``grace_seconds``, then SIGKILL for the whole tree;
+- stops a job that ran too long or whose lease nobody renewed;
+- reaps every orphan below it, and leaves no process behind however the job ends; if it is killed itself, the kernel
+  kills the worker, and with it the ranks (``PR_SET_PDEATHSIG``), and the launcher kills what they had started;
+- writes how the attempt ended, unless a newer attempt has begun.
+
+It imports nothing heavy and has one thread, so it stays alive where the job runs out of memory, and it may fork.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from deepseek_ops.adapters.local_launcher import processes
+from deepseek_ops.adapters.local_launcher.folder import Attempt, JobFolder, StopRequest, Supervisor, write_json
+from deepseek_ops.core.errors import DeepSeekOpsError
+from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.entry import Outcome, call, leave, limit_threads, prepare_process, silent_ending, stay
+
+POLL_SECONDS = 0.5
+"""How often stop file, lease and limits are looked at; signals are handled at once."""
+HEARTBEAT_SECONDS = 5.0
+SETTLE_TRIES = 30
+"""How often, a second apart, the end is written again on a full disk before the job counts as lost."""
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class JobSupervisor:
+    """One attempt of one job, from its start to the status that says how it ended."""
+
+    def __init__(self, files: JobFolder, spec: JobSpec, attempt: Attempt) -> None:
+        self._files = files
+        self._spec = spec
+        self._attempt = attempt
+        self._worker = 0
+        self._began = self._beat = self._wanted = time.monotonic()
+        self._lease_mtime = 0.0
+        self._kill_at: float | None = None
+        self._grace_used_up = False
+        self._superseded = False
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Run the attempt to its end. ``started`` is called as soon as others can see that it runs."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        processes.become_subreaper()
+        self._record()
+        started()
+        try:
+            self._start_worker()
+            status = self._watch()
+        finally:
+            processes.kill_descendants()
+        if not self._superseded:
+            self._settle(self._outcome(status), status)
+
+    def _record(self) -> None:
+        me = processes.process(os.getpid())
+        record = Supervisor(
+            attempt=self._attempt.attempt,
+            pid=os.getpid(),
+            start_ticks=me.start_ticks if me else 0,
+            machine=processes.machine(),
+            started_at=time.time(),
+        )
+        self._files.write("supervisor.json", record)
+        self._event("started", pid=record.pid, ranks=self._spec.num_ranks)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        print(f"--- attempt {record.attempt} of {self._spec.name}, {now}, pid {record.pid} ---", flush=True)  # noqa: T201
+
+    def _start_worker(self) -> None:
+        parent = os.getpid()
+        self._worker = os.fork()
+        if self._worker == 0:
+            try:
+                processes.die_with_parent(parent)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                leave(work(self._files, self._spec, self._attempt.attempt))
+            except BaseException:  # noqa: BLE001  (it ends in the log and in the exit status)
+                traceback.print_exc()
+            finally:
+                leave(1)
+
+    def _watch(self) -> int:
+        """Return the wait status of the worker when it has ended, of itself or by our hand."""
+        while True:
+            status = self._reap()
+            if status is not None:
+                return status
+            self._look_around()
+            arrived = signal.sigtimedwait(_SIGNALS, POLL_SECONDS)
+            if arrived is not None and arrived.si_signo in (signal.SIGTERM, signal.SIGINT):
+                self._request_stop(f"supervisor got {signal.Signals(arrived.si_signo).name}")
+
+    def _reap(self) -> int | None:
+        """Reap everything that has ended, orphans included; return the worker's wait status if it is among them."""
+        worker_status = None
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                if ended[0] == self._worker:
+                    worker_status = ended[1]
+        except ChildProcessError:
+            pass
+        return worker_status
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._grace_used_up = True
+            os.kill(self._worker, signal.SIGKILL)  # its ranks die with it; the rest when the watch has ended
+            return
+        if now - self._beat >= HEARTBEAT_SECONDS:
+            self._beat = now
+            self._heartbeat()
+        if self._kill_at is None:
+            self._check_limits(now)
+            self._begin_stop(now)
+
+    def _heartbeat(self) -> None:
+        newest = self._files.attempt()
+        if newest is None or newest.attempt != self._attempt.attempt:
+            self._superseded = True  # the folder was retired, or a newer attempt runs: end without a word
+            self._kill_at = 0.0
+            return
+        os.utime(self._files.path / "supervisor.json")
+
+    def _check_limits(self, now: float) -> None:
+        if now - self._began > self._spec.timeout_seconds:
+            self._request_stop(f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}", timeout=True)
+        if self._spec.lease_seconds:
+            renewed = self._files.lease.stat().st_mtime if self._files.lease.exists() else 0.0
+            if renewed != self._lease_mtime:  # compared for change only: clocks of two machines may differ
+                self._lease_mtime, self._wanted = renewed, now
+            if now - self._wanted > self._spec.lease_seconds:
+                self._request_stop(f"lease expired: not renewed for lease_seconds={self._spec.lease_seconds:g}")
+
+    def _begin_stop(self, now: float) -> None:
+        request = self._files.stop_request(self._attempt.attempt)
+        if request is not None:
+            self._event("stopping", reason=request.reason, grace_seconds=self._spec.grace_seconds)
+            os.kill(self._worker, signal.SIGTERM)
+            self._kill_at = now + self._spec.grace_seconds
+
+    def _request_stop(self, reason: str, *, timeout: bool = False) -> None:
+        self._files.request_stop(
+            StopRequest(attempt=self._attempt.attempt, reason=reason, cause="timeout" if timeout else "stop")
+        )
+
+    def _outcome(self, status: int) -> Outcome:
+        said = self._files.read("outcome/worker.json", Outcome)
+        return said if said is not None else silent_ending(status, who="the job")
+
+    def _settle(self, outcome: Outcome, wait_status: int) -> None:
+        status = self._status(outcome, wait_status)
+        for _ in range(SETTLE_TRIES):
+            try:
+                self._write_end(status, outcome)
+            except DeepSeekOpsError as error:
+                print(error, file=sys.stderr, flush=True)  # noqa: T201  (the log file is this process's only reader)
+                time.sleep(1)
+            else:
+                return
+
+    def _write_end(self, status: JobStatus, outcome: Outcome) -> None:
+        if self._files.attempt() is None:
+            return  # retired: taking the lock would make the folder anew
+        with self._files.locked():
+            newest = self._files.attempt()
+            if newest is not None and newest.attempt == self._attempt.attempt:
+                self._write_files(status, outcome)
+
+    def _write_files(self, status: JobStatus, outcome: Outcome) -> None:
+        if status.phase is JobPhase.SUCCEEDED and outcome.result is not None:
+            write_json(self._files.path / "result.json", outcome.result)
+        ending = {"phase": status.phase.value, "reason": status.reason, "exit_status": status.exit_status}
+        self._event("ended", **ending, error=outcome.error, restarts=status.restarts)
+        self._files.write("status.json", status)
+
+    def _status(self, outcome: Outcome, wait_status: int) -> JobStatus:
+        phase, reason = self._phase(outcome)
+        wall = time.monotonic() - self._began
+        return JobStatus(
+            name=self._spec.name,
+            phase=phase,
+            reason=reason,
+            exit_status=os.waitstatus_to_exitcode(wait_status),
+            attempt=self._attempt.attempt,
+            restarts=outcome.restarts,
+            wall_seconds=wall,
+            device_seconds=self._attempt.device_seconds + wall * self._spec.num_ranks,
+            pid=os.getpid(),
+            log=str(self._files.log),
+        )
+
+    def _phase(self, outcome: Outcome) -> tuple[JobPhase, str]:
+        """Return how the attempt ended. A job that returned before it noticed the stop has succeeded."""
+        request = self._files.stop_request(self._attempt.attempt)
+        if outcome.result is not None and (request is None or not outcome.stop_seen):
+            return JobPhase.SUCCEEDED, ""
+        if request is None:
+            return (JobPhase.LOST if outcome.retry else JobPhase.FAILED), outcome.reason
+        phase = JobPhase.FAILED if request.cause == "timeout" else JobPhase.STOPPED
+        if self._grace_used_up:
+            return phase, f"{request.reason}; killed after grace_seconds={self._spec.grace_seconds:g}"
+        return phase, f"{request.reason}; then: {outcome.reason}" if outcome.reason else request.reason
+
+    def _event(self, kind: str, **fields: object) -> None:
+        self._files.append_event(kind, self._attempt.attempt, fields)
+
+
+def work(files: JobFolder, spec: JobSpec, attempt: int) -> int:
+    """Do the job in this process and below it; return the exit status after writing the outcome."""
+    prepare_process(files, spec)
+    if spec.kind == "train":
+        from deepseek_ops.jobs.host import preload
+        from deepseek_ops.jobs.ranks import RankGroupRunner
+
+        preload()
+        ending = RankGroupRunner(files, spec, attempt).run()
+    else:
+        signal.signal(signal.SIGTERM, stay)
+        limit_threads(default=len(os.sched_getaffinity(0)))
+        ending = call(JobContext(spec, files.path, attempt=attempt))
+    files.write("outcome/worker.json", ending)
+    return ending.exit_status
