@@ -1,0 +1,80 @@
+"""The files that people write. ``load_pipeline`` reads ``deepseek.yaml``; every problem comes with its line."""
+
+from deepseek_ops.core.config.alerts import (
+    Action,
+    Alert,
+    EmailAction,
+    LowerLearningRateAction,
+    PageAction,
+    RewindAction,
+    SkipBatchesAction,
+    StopTrainingAction,
+)
+from deepseek_ops.core.config.delivery import (
+    DatasetSelection,
+    Deployment,
+    Experiment,
+    LocalDestination,
+    ReleaseRules,
+    S3Destination,
+    Stage,
+    Validation,
+    Variant,
+)
+from deepseek_ops.core.config.globs import matches_paths, matches_ref
+from deepseek_ops.core.config.hyperparameter import Hyperparameter
+from deepseek_ops.core.config.overrides import parse_override
+from deepseek_ops.core.config.pipeline import PipelineFile
+from deepseek_ops.core.config.reading import InvalidPipelineError, load_pipeline, read_file
+from deepseek_ops.core.config.schema import pipeline_schema
+from deepseek_ops.core.config.setup import Data, Jobs, Setup, Split
+from deepseek_ops.core.config.training import Budget, ModelReference, Sweep, Training
+from deepseek_ops.core.config.triggers import (
+    DataArrivalTrigger,
+    GitPushTrigger,
+    GitTagTrigger,
+    ScheduleTrigger,
+    Trigger,
+)
+
+__all__ = [
+    "Action",
+    "Alert",
+    "Budget",
+    "Data",
+    "DataArrivalTrigger",
+    "DatasetSelection",
+    "Deployment",
+    "EmailAction",
+    "Experiment",
+    "GitPushTrigger",
+    "GitTagTrigger",
+    "Hyperparameter",
+    "InvalidPipelineError",
+    "Jobs",
+    "LocalDestination",
+    "LowerLearningRateAction",
+    "ModelReference",
+    "PageAction",
+    "PipelineFile",
+    "ReleaseRules",
+    "RewindAction",
+    "S3Destination",
+    "ScheduleTrigger",
+    "Setup",
+    "SkipBatchesAction",
+    "Split",
+    "Stage",
+    "StopTrainingAction",
+    "Sweep",
+    "Training",
+    "Trigger",
+    "Validation",
+    "Variant",
+    "load_pipeline",
+    "matches_paths",
+    "matches_ref",
+    "parse_override",
+    "pipeline_schema",
+    "read_file",
+]

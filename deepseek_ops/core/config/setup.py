@@ -1,0 +1,110 @@
+"""The environment a run's jobs use, and the data they read."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from deepseek_ops.core.config.base import Config, Matches, Problem, Problems, RepoPath, warn
+from deepseek_ops.core.records import Name
+
+_INSTALL = re.compile(r"(?:python3? -m )?(?:uv )?pip3? install -r (\S+)")
+
+Image = Annotated[str, Matches(r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$", "an image such as nvidia-cuda:13.0-base")]
+CallablePath = Annotated[
+    str,
+    Matches(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", "module:function, such as deepseek.prepare:prepare_data"),
+]
+RawData = Annotated[
+    str,
+    Matches(
+        r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/|$)[^\x00-\x20?#@]*|file:///[^\x00-\x20?#@]*"
+        r"|(?!/)(?!.*(^|/)\.\.?(/|$))(?!.*://)[^\x00-\x1f\\]{1,300})$",
+        "s3://bucket/prefix/, file:///folder/ or a path inside the model repository, without credentials",
+    ),
+]
+
+
+class Cache(Config):
+    """Folders that are kept between set-ups with an equal key."""
+
+    key: str = Field(min_length=1, description="Such as ${{ hashFiles('requirements.txt') }}; kept as text.")
+    paths: tuple[str, ...] = Field(min_length=1, description="Folders in the container.")
+
+
+class SetupStep(Config):
+    """One entry of ``steps``: a command or a cache."""
+
+    name: str = Field(default="", description="For people.")
+    run: str | None = Field(default=None, min_length=1, description="Shell command.")
+    cache: Cache | None = Field(default=None, description="Folders to keep.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SetupStep:
+        if (self.run is None) == (self.cache is None):
+            raise Problems((Problem((), "a step needs one of run and cache.", "Write two steps, or fill this one."),))
+        return self
+
+    @property
+    def installs(self) -> str | None:
+        """The requirements file that the command installs, where it does nothing else."""
+        match = _INSTALL.fullmatch(self.run.strip()) if self.run else None
+        return match[1] if match else None
+
+
+class Setup(Config):
+    """The environment; its key is the digest of the requirements file and the image."""
+
+    container: Image | None = Field(default=None, description="Image the jobs run in; none = the launcher's machine.")
+    requirements: RepoPath = Field(default="requirements.txt", description="Lock file in the model repository.")
+    steps: tuple[SetupStep, ...] = Field(default=(), description="Accepted from other CI systems; see warnings.")
+
+    @model_validator(mode="after")
+    def _steps_are_covered(self, info: ValidationInfo) -> Setup:
+        for at, step in enumerate(self.steps):
+            if step.run is not None and step.installs != self.requirements:
+                warn(
+                    info,
+                    f"jobs.setup.steps[{at}].run is not executed: the environment is made from "
+                    f"{self.requirements!r} and the image; put what it installs there",
+                )
+        return self
+
+
+class Jobs(Config):
+    """The jobs a file can shape."""
+
+    setup: Setup = Field(default=Setup(), description="The environment of every job.")
+
+
+class Split(Config):
+    """Shares of the records per split; a record's split is decided by its content, so it is stable."""
+
+    train: float = Field(default=0.9, gt=0, le=1, description="Share to train on.")
+    val: float = Field(default=0.05, ge=0, lt=1, description="Share for the loss during training.")
+    test: float = Field(default=0.05, ge=0, lt=1, description="Share that only validation reads.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Split:
+        total = self.train + self.val + self.test
+        if not math.isclose(total, 1.0, abs_tol=1e-9):
+            remedy = "Make train + val + test equal 1."
+            raise Problems((Problem((), f"the shares sum to {total:g}.", remedy),))
+        return self
+
+
+class Data(Config):
+    """Where the data comes from and what it becomes."""
+
+    raw: RawData | None = Field(default=None, description="Raw data: a URI, or a path in the repository.")
+    prepare: CallablePath | None = Field(
+        default=None, description="module:function of the model repository, raw -> processed; none = taken as it is."
+    )
+    dataset: Name = Field(default="deepseek", description="Name in the dataset store; the pipeline's name by default.")
+    split: Split = Field(default=Split(), description="Shares per split.")
+
+
+SplitName = Literal["train", "val", "test"]

@@ -1,0 +1,190 @@
+"""What is trained, how, and which values are searched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+
+from deepseek_ops.core.config.base import (
+    Config,
+    Direction,
+    Json,
+    Place,
+    Problem,
+    Problems,
+    RepoPath,
+    Word,
+    warn,
+)
+from deepseek_ops.core.config.hyperparameter import Hyperparameter
+from deepseek_ops.core.records import Hyperparameters
+
+_MODEL_URI = re.compile(r"model://([A-Za-z0-9][A-Za-z0-9._-]{0,99})/(champion|challenger|v?\d+\.\d+\.\d+)")
+_BUNDLE_URI = re.compile(r"s3://[A-Za-z0-9._-]{1,63}/[^\x00-\x20?#@]+")
+DEFAULT_LEARNING_RATE = 3e-4
+DEFAULT_SAMPLES_PER_RANK = 8
+_WORLD_PLACES: tuple[Place, ...] = (("nodes",), ("gpus_per_node",))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A base model, not yet resolved: a registered name with an alias or version, or the URI of a bundle."""
+
+    name: str = ""
+    selector: str = ""
+    uri: str = ""
+
+
+class Budget(Config):
+    """What a run may cost at most; the first limit that is reached ends it."""
+
+    usd: float | None = Field(default=None, gt=0, description="US dollars by the price list.")
+    hours: float | None = Field(default=None, gt=0, description="Wall-clock hours.")
+
+
+class Training(Config):
+    """One training, or one per trial of the sweep."""
+
+    base: str | None = Field(
+        default=None,
+        description="Model to go on from: model://name/champion, model://name/v1.2.0 or s3://bucket/prefix/v1.2.0.",
+    )
+    model: RepoPath = Field(default="deepseek/model.json", description="A transformers config (DeepSeek V2/V3 family).")
+    method: Literal["pretrain", "sft", "lora"] = Field(default="pretrain", description="How the model is trained.")
+    strategy: Literal["deepspeed"] = Field(default="deepspeed", description="horovod becomes deepspeed.")
+    engine: Literal["local", "ray", "slurm", "kubernetes", "sagemaker"] = Field(
+        default="local", description="Where the ranks run."
+    )
+    nodes: int = Field(default=1, ge=1, le=10_000, description="Machines.")
+    gpus_per_node: int = Field(default=1, ge=1, le=64, description="Ranks per machine; CPU ranks without GPUs.")
+    deepspeed: Json = Field(default_factory=dict, description="DeepSpeed keys, merged over ours; conflicts are errors.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Number format of the computation.")
+    replay: float = Field(default=0.0, ge=0, lt=1, description="Share of old data when the training is incremental.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Decides initialisation and data order.")
+    checkpoint_steps: int = Field(default=50, ge=1, description="Optimiser steps between two checkpoints.")
+    eval_steps: int = Field(default=50, ge=1, description="Optimiser steps between two validation losses.")
+    hyperparameters: tuple[Hyperparameter, ...] = Field(
+        default=(), description="List of {name, value | values | range}, or a mapping from name to one of them."
+    )
+    budget: Budget = Field(default=Budget(), description="Limits of one run.")
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _horovod(cls, value: object, info: ValidationInfo) -> object:
+        if value == "horovod":
+            warn(info, "training.strategy: horovod is no longer maintained for this; deepspeed is used instead")
+            return "deepspeed"
+        return value
+
+    @field_validator("base")
+    @classmethod
+    def _base_uri(cls, value: str | None) -> str | None:
+        if value is not None and not _MODEL_URI.fullmatch(value) and not _BUNDLE_URI.fullmatch(value):
+            raise ValueError("write model://name/champion, model://name/v1.2.0 or s3://bucket/prefix/v1.2.0")
+        return value
+
+    @field_validator("hyperparameters", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        """Return the list form of a mapping: ``{learning_rate: 0.001, batch_size: {values: [32, 64]}}``."""
+        if not isinstance(value, dict):
+            return value
+        return tuple(
+            {"name": name, **(given if isinstance(given, dict) else {_key(given): given})}
+            for name, given in value.items()
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        problems = [*self._duplicates(), *self._indivisible()]
+        if problems:
+            raise Problems(tuple(problems))
+        return self
+
+    def _duplicates(self) -> list[Problem]:
+        names = [one.name for one in self.hyperparameters]
+        return [
+            Problem(("hyperparameters", at, "name"), f"{name} is given twice.", "Keep one of them.")
+            for at, name in enumerate(names)
+            if name in names[:at]
+        ]
+
+    def _indivisible(self) -> list[Problem]:
+        world = self.nodes * self.gpus_per_node
+        remedy = f"Use multiples of nodes x gpus_per_node = {self.nodes} x {self.gpus_per_node} = {world}."
+        found = []
+        for at, one in enumerate(self.hyperparameters):
+            if one.name != "batch_size":
+                continue
+            odd = [value for value in one.choices or one.range or () if value % world]
+            if odd or (one.choices is None and world > 1):
+                text = f"a batch of {odd[0]} samples" if odd else "a logarithmic range of batches"
+                place: Place = ("hyperparameters", at)
+                found.append(
+                    Problem(place, f"{text} cannot be shared evenly by {world} ranks.", remedy, needs=_WORLD_PLACES)
+                )
+        return found
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def base_reference(self) -> ModelReference | None:
+        if self.base is None:
+            return None
+        match = _MODEL_URI.fullmatch(self.base)
+        return ModelReference(name=match[1], selector=match[2]) if match else ModelReference(uri=self.base)
+
+    @property
+    def searched(self) -> tuple[Hyperparameter, ...]:
+        """The hyperparameters that a sweep draws, in file order."""
+        return tuple(one for one in self.hyperparameters if one.searched)
+
+    def resolve(self, drawn: Mapping[str, JsonValue] | None = None, *, max_steps: int | None = None) -> Hyperparameters:
+        """Return the hyperparameters of one training: fixed values, then ``drawn`` ones, then ``max_steps``.
+
+        What the file does not say: learning rate 3e-4, 8 samples per rank, one epoch, the record's own defaults.
+        Raises InvalidRecordError for a value the record refuses.
+        """
+        fixed = {one.name: one.value for one in self.hyperparameters if not one.searched}
+        values: dict[str, JsonValue] = {
+            "learning_rate": DEFAULT_LEARNING_RATE,
+            "batch_size": DEFAULT_SAMPLES_PER_RANK * self.world_size,
+            **fixed,
+            **(drawn or {}),
+        }
+        if max_steps is not None:
+            values["max_steps"] = max_steps
+        if "epochs" not in values and "max_steps" not in values:
+            values["epochs"] = 1.0
+        return Hyperparameters.load(values)
+
+
+def _key(given: object) -> str:
+    return "values" if isinstance(given, list | tuple) else "value"
+
+
+class Sweep(Config):
+    """The search over ``values`` and ``range`` hyperparameters; without any there is no search."""
+
+    sampler: Literal["tpe", "random", "grid"] = Field(default="tpe", description="How values are drawn.")
+    pruner: Literal["asha", "median", "none"] = Field(default="asha", description="How poor trials end early.")
+    trials: int = Field(default=20, ge=1, le=1000, description="At most; fewer where the grid is smaller.")
+    parallel: int = Field(default=2, ge=1, le=256, description="Trials at a time.")
+    metric: Word = Field(default="val_loss", description="What is compared.")
+    direction: Direction = Field(default="minimize", description="Which way is better.")
+    max_steps: int | None = Field(default=None, ge=1, description="Optimiser steps per trial; none = as the training.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Decides what is drawn.")
+
+    @field_validator("metric")
+    @classmethod
+    def _is_measured(cls, value: str) -> str:
+        if value in Hyperparameters.model_fields:
+            raise ValueError("a hyperparameter is set, not measured; name a metric such as val_loss")
+        return value
