@@ -1,0 +1,29 @@
+"""The Git adapter: any host over https, ssh or file, through the git program and no clone.
+
+Decisions that bind the rest: refs are read with one request; contents and trees come through a small blobless mirror
+that may be deleted at any time; writing is always a real push with leases, so two writers never lose each other's work;
+everything a repository says (names, paths, messages) is hostile until checked here.
+"""
+
+from __future__ import annotations
+
+from deepseek_ops.adapters.git.errors import (
+    CheckoutTargetError,
+    GitBinaryMissingError,
+    GitCommandError,
+    RepositoryAddressError,
+    TagConflictError,
+    UnsafeTreeError,
+)
+from deepseek_ops.adapters.git.repository import GitRepository, open_git
+
+__all__ = [
+    "CheckoutTargetError",
+    "GitBinaryMissingError",
+    "GitCommandError",
+    "GitRepository",
+    "RepositoryAddressError",
+    "TagConflictError",
+    "UnsafeTreeError",
+    "open_git",
+]

@@ -1,0 +1,159 @@
+"""``GitRemote`` over the git program and, for refs over http(s), the Git protocol itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepseek_ops.adapters.git.address import parse_address
+from deepseek_ops.adapters.git.command import Credentials, Git
+from deepseek_ops.adapters.git.export import export_tree
+from deepseek_ops.adapters.git.mirror import Mirror
+from deepseek_ops.adapters.git.publish import publish
+from deepseek_ops.adapters.git.refs import RemoteRef, list_refs, list_refs_async, matches, prefixes_of
+from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
+from deepseek_ops.core.ports import NewCommit, NewTag
+from deepseek_ops.core.records import GitRef
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}([0-9a-f]{24})?$")
+_ALL = ("refs/heads/*", "refs/tags/*")
+
+
+class GitRepository:
+    """One model repository on any Git host. Safe to use from several processes and threads over one ``cache``."""
+
+    def __init__(self, git: Git, cache: Path) -> None:
+        self.url = git.address.url
+        self._git = git
+        self._mirror = Mirror(git, cache)
+
+    def __repr__(self) -> str:
+        return f"GitRepository({self.url!r})"
+
+    def refs(self, patterns: Sequence[str] = _ALL) -> dict[str, str]:
+        """Return full ref name -> commit id; ``*`` in a pattern crosses ``/``."""
+        return _chosen(list_refs(self._git, prefixes_of(patterns)), patterns)
+
+    async def refs_async(self, patterns: Sequence[str] = _ALL) -> dict[str, str]:
+        """Return what ``refs`` returns without blocking the event loop (a thread where it is no HTTP request)."""
+        return _chosen(await list_refs_async(self._git, prefixes_of(patterns)), patterns)
+
+    def default_branch(self) -> str | None:
+        """Return the full name of the branch HEAD points to, or None in an empty repository."""
+        head = list_refs(self._git, ["HEAD"]).get("HEAD")
+        return head.symref or None if head else None
+
+    def resolve(self, ref: str) -> GitRef:
+        """Return a branch, a tag, a full name, ``HEAD`` or the tip commit of a ref; a branch goes before a tag."""
+        found = list_refs(self._git, ["HEAD", "refs/heads/", "refs/tags/"])
+        for name in (
+            found["HEAD"].symref if ref == "HEAD" and "HEAD" in found else ref,
+            f"refs/heads/{ref}",
+            f"refs/tags/{ref}",
+        ):
+            if name.startswith(("refs/heads/", "refs/tags/")) and name in found:
+                return GitRef(repository=self.url, name=name, commit=found[name].commit)
+        if _COMMIT.match(ref):
+            for name, there in sorted(found.items()):
+                if there.commit == ref and name.startswith(("refs/heads/", "refs/tags/")):
+                    return GitRef(repository=self.url, name=name, commit=ref)
+        raise RefNotFoundError(self.url, ref)
+
+    def describe(self, commit: str) -> dict[str, str]:
+        """Return ``tree``, ``patch_id`` ("" for a merge), ``author`` and ``subject`` of a commit."""
+        with self._mirror.locked():
+            git = self._mirror.tips([self._checked(commit)], depth=2)
+            shown = git.run("log", "-1", "--no-show-signature", "--format=%T%x00%P%x00%an <%ae>%x00%s", commit, "--")
+            tree, parents, author, subject = shown.decode(errors="replace").rstrip("\n").split("\x00", 3)
+            patch_id = "" if " " in parents else self._patch_id(git, commit)
+        return {"tree": tree, "patch_id": patch_id, "author": author, "subject": subject}
+
+    def read_file(self, commit: str, path: str, *, max_bytes: int = 1_000_000) -> bytes:
+        """Return one file of a commit. Raises RefNotFoundError, and GitAccessError for a larger or a special file."""
+        if path.startswith("/") or ".." in path.split("/") or "\x00" in path:
+            raise RefNotFoundError(self.url, f"file {path!r}")
+        with self._mirror.locked():
+            git = self._mirror.tips([self._checked(commit)])
+            listed = git.run("ls-tree", "-z", "--full-tree", "--end-of-options", commit, path)
+            line = next((line for line in listed.split(b"\x00") if line.endswith(b"\t" + os.fsencode(path))), b"")
+            if not line:
+                raise RefNotFoundError(self.url, f"file {path} in commit {commit[:12]}")
+            mode, kind, oid = line.partition(b"\t")[0].decode().split(" ")
+            if kind != "blob" or mode == "120000":
+                raise GitAccessError(self.url, f"{path} is not a plain file in commit {commit[:12]}")
+            size = int(git.run("cat-file", "-s", oid))
+            if size > max_bytes:
+                raise GitAccessError(self.url, f"{path} has {size} bytes, more than the {max_bytes} that are read")
+            return git.run("cat-file", "blob", oid)
+
+    def changed_paths(self, old: str | None, new: str) -> list[str]:
+        """Return the paths that differ, a rename as both of its names; all paths of ``new`` when ``old`` is None."""
+        with self._mirror.locked():
+            if old is None:
+                git = self._mirror.tips([self._checked(new)])
+                listing = git.run("ls-tree", "-r", "-z", "--name-only", "--full-tree", "--end-of-options", new)
+            else:
+                git = self._mirror.tips([self._checked(old), self._checked(new)])
+                # Without --no-renames git would fetch contents to look for them.
+                options = ["-r", "-z", "--name-only", "--no-renames", "--no-ext-diff"]
+                listing = git.run("diff-tree", *options, "--end-of-options", old, new)
+        return [path.decode(errors="replace") for path in listing.split(b"\x00") if path]
+
+    def merge_base(self, one: str, other: str) -> str | None:
+        """Return the best common ancestor of two commits, or None when they share no history."""
+        with self._mirror.locked():
+            git = self._mirror.history([self._checked(one), self._checked(other)])
+            status, output, _ = git.attempt("merge-base", one, other)
+        return output.decode().strip() if status == 0 else None
+
+    def checkout(self, commit: str, target: Path) -> None:
+        """Write the commit's files below ``target``: new, empty, or holding exactly them already."""
+        with self._mirror.locked():
+            git = self._mirror.tips([self._checked(commit)])
+            self._mirror.contents(git, commit)
+            export_tree(git, commit, target)
+
+    def publish(
+        self, *, commit: NewCommit | None = None, tags: Sequence[NewTag] = (), delete: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """Push a commit, tags and deletions (full ref names) in one atomic push with leases; see ``publish.py``."""
+        with self._mirror.locked():
+            return publish(self._git, self._mirror, commit=commit, tags=tags, delete=delete)
+
+    def _patch_id(self, git: Git, commit: str) -> str:
+        options = ["--root", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-commit-id"]
+        patch = git.run("diff-tree", *options, "--end-of-options", commit, seconds=600)
+        return (
+            git.run("patch-id", "--stable", data=b"commit %s\n%s" % (commit.encode(), patch)).decode().partition(" ")[0]
+        )
+
+    def _checked(self, commit: str) -> str:
+        if not _COMMIT.match(commit):
+            raise RefNotFoundError(self.url, f"commit {commit!r}")
+        return commit
+
+
+def open_git(
+    url: str, *, username: str = "", password: str = "", ssh_key: str = "", known_hosts: str = "", cache: Path
+) -> GitRepository:
+    """Return the repository at ``url``; nothing is contacted yet.
+
+    Args:
+        url: ``https://``, ``http://``, ``ssh://``, ``user@host:path``, ``file://`` or an absolute folder.
+        username: For http(s); any name does where the password is a token.
+        password: Password or token for http(s).
+        ssh_key: Private key, as a path or as its text.
+        known_hosts: Host keys that are accepted, as a path or as text; empty accepts a new host once and remembers it.
+        cache: Folder for mirrors, one per repository; may be shared and deleted.
+
+    Raises:
+        RepositoryAddressError: The URL is not one of the supported forms.
+    """
+    address = parse_address(url)
+    return GitRepository(Git(address, Credentials(username, password, ssh_key, known_hosts)), cache)
+
+
+def _chosen(found: dict[str, RemoteRef], patterns: Sequence[str]) -> dict[str, str]:
+    return {name: ref.commit for name, ref in found.items() if name != "HEAD" and matches(name, patterns)}

@@ -1,0 +1,287 @@
+"""From Airflow connections to ports. A hook reads its connection when the port is first used, never when it is made.
+
+Default connection ids: ``deepseek_ops_git``, ``deepseek_ops_store``, ``deepseek_ops_facts``, ``deepseek_ops_launcher``,
+``deepseek_ops_gateway``. Adapters are imported where they are built, so that parsing a DAG imports none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from deepseek_ops.core.errors import PermanentError
+
+if TYPE_CHECKING:
+    from deepseek_ops.adapters.envoy import EnvoyGateway
+    from deepseek_ops.adapters.git import GitRepository
+    from deepseek_ops.core.ports import Blobs, Facts, Launcher, ObjectStore
+    from deepseek_ops.data import DatasetRepository
+
+_AWS_FIELDS = {
+    "AWS_SESSION_TOKEN": "aws_session_token",
+    "AWS_REGION": "region_name",
+    "AWS_ENDPOINT_URL": "endpoint_url",
+}
+
+
+@dataclass(eq=False)
+class ConnectionMissingError(PermanentError):
+    """An Airflow connection does not exist."""
+
+    conn_id: str
+    conn_type: str
+    example: str
+
+    def __str__(self) -> str:
+        return (
+            f"Airflow has no connection {self.conn_id!r}: add one of type {self.conn_type} under Admin > Connections, "
+            f"or with: airflow connections add {self.conn_id} {self.example}"
+        )
+
+
+@dataclass(eq=False)
+class ConnectionFieldError(PermanentError):
+    """A field of an Airflow connection is missing or cannot be used."""
+
+    conn_id: str
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"connection {self.conn_id!r}: {self.field} {self.problem}."
+
+
+class PortHook(BaseHook):
+    """Base of our hooks: the connection, read once and late.
+
+    :param conn_id: id of the Airflow connection.
+    """
+
+    conn_type = ""
+    hook_name = ""
+    example = ""
+
+    def __init__(self, conn_id: str) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+
+    @cached_property
+    def connection(self) -> Any:
+        """The Airflow connection. Raises ConnectionMissingError naming it and how to add it."""
+        try:
+            return self.get_connection(self.conn_id)
+        except AirflowNotFoundException:
+            raise ConnectionMissingError(self.conn_id, self.conn_type, self.example) from None
+
+    @cached_property
+    def extra(self) -> dict[str, Any]:
+        return dict(self.connection.extra_dejson)
+
+    def required(self, field: str, value: object, remedy: str) -> str:
+        """Return ``value`` as text. Raises ConnectionFieldError when it is empty."""
+        if not value:
+            raise ConnectionFieldError(self.conn_id, field, f"is empty: {remedy}")
+        return str(value)
+
+    def folder(self) -> Path:
+        """Return the folder in ``host`` (or extra ``root``)."""
+        return Path(self.required("host", self.connection.host or self.extra.get("root"), "give a folder")).expanduser()
+
+
+class GitRemoteHook(PortHook):
+    """The model repository behind a ``git`` connection, with the fields of the Git provider's ``GitHook``.
+
+    Host = URL, login = user name, password = token; extras ``key_file`` or ``private_key``, ``known_hosts_file``,
+    ``github_app_id`` with ``github_installation_id``.
+    """
+
+    conn_name_attr = "git_conn_id"
+    default_conn_name = "deepseek_ops_git"
+    conn_type = "git"
+    hook_name = "deepseek-ops model repository"
+    example = "--conn-type git --conn-host https://host/team/model.git --conn-password TOKEN"
+
+    def __init__(self, git_conn_id: str = default_conn_name) -> None:
+        super().__init__(git_conn_id)
+
+    @cached_property
+    def remote(self) -> GitRepository:
+        """The repository. Nothing is contacted before its first call."""
+        from deepseek_ops.adapters.git import open_git
+
+        for unsupported in ("private_key_passphrase", "ssh_config_file", "host_proxy_cmd", "ssh_port"):
+            if self.extra.get(unsupported):
+                remedy = "is not supported; use a deploy key without passphrase and put host and port into the URL"
+                raise ConnectionFieldError(self.conn_id, f"extra {unsupported}", remedy)
+        username, password = self._login()
+        return open_git(
+            self.required("host", self.connection.host, "give the URL of the repository"),
+            username=username,
+            password=password,
+            ssh_key="" if self.extra.get("github_app_id") else self._ssh_key(),
+            known_hosts=str(self.extra.get("known_hosts_file") or ""),
+            cache=cache_folder() / "git",
+        )
+
+    def _login(self) -> tuple[str, str]:
+        if not self.extra.get("github_app_id"):
+            return str(self.connection.login or ""), str(self.connection.password or "")
+        from airflow.providers.git.hooks.git import GitHook
+
+        app = GitHook(self.conn_id)
+        with app.configure_hook_env():  # mints an installation token
+            return str(app.user_name), str(app.auth_token)
+
+    def _ssh_key(self) -> str:
+        return str(self.extra.get("private_key") or self.extra.get("key_file") or "")
+
+
+class StoreHook(PortHook):
+    """The object store behind a ``deepseek_store``, ``aws`` or ``generic`` connection.
+
+    Host or extra ``uri`` = ``s3://bucket/prefix`` or ``file:///folder``; login and password = access key and secret;
+    extras ``endpoint_url``, ``region_name``, ``aws_session_token``. Without a login the machine's own credentials hold.
+    """
+
+    conn_name_attr = "store_conn_id"
+    default_conn_name = "deepseek_ops_store"
+    conn_type = "deepseek_store"
+    hook_name = "deepseek-ops object store"
+    example = "--conn-type deepseek_store --conn-host s3://bucket/prefix --conn-login KEY --conn-password SECRET"
+
+    def __init__(self, store_conn_id: str = default_conn_name) -> None:
+        super().__init__(store_conn_id)
+
+    @cached_property
+    def uri(self) -> str:
+        """The store's URI, without credentials."""
+        remedy = "give s3://bucket/prefix or file:///folder"
+        return self.required("host", self.extra.get("uri") or self.connection.host, remedy)
+
+    @cached_property
+    def _credentials(self) -> dict[str, str]:
+        from deepseek_ops.adapters.stores.opening import CREDENTIAL_VARIABLES
+
+        given = {name: str(self.extra[key]) for name, key in _AWS_FIELDS.items() if self.extra.get(key)}
+        if self.connection.login:
+            keys = {
+                "AWS_ACCESS_KEY_ID": str(self.connection.login),
+                "AWS_SECRET_ACCESS_KEY": str(self.connection.password or ""),
+            }
+            return {**keys, **given}
+        return {**{name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ}, **given}
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        return self.at(self.uri)
+
+    def at(self, uri: str) -> ObjectStore:
+        """Return the store at another URI, opened with this connection's credentials."""
+        from deepseek_ops.adapters.stores import open_store
+
+        return open_store(uri, self._credentials)
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        from deepseek_ops.data import StoreBlobs
+
+        return StoreBlobs(self.store)
+
+    @cached_property
+    def datasets(self) -> DatasetRepository:
+        from deepseek_ops.data import DatasetRepository
+
+        return DatasetRepository(self.store)
+
+    def environment(self) -> dict[str, str]:
+        """Return the secret variables that let a job open the same store."""
+        from deepseek_ops.adapters.stores import store_environment
+
+        return store_environment(self.uri, self._credentials)
+
+
+class FactsHook(PortHook):
+    """The facts database behind a ``deepseek_facts`` connection: host = DSN, password apart from it."""
+
+    conn_name_attr = "facts_conn_id"
+    default_conn_name = "deepseek_ops_facts"
+    conn_type = "deepseek_facts"
+    hook_name = "deepseek-ops facts database"
+    example = "--conn-type deepseek_facts --conn-host sqlite:////folder/facts.db"
+
+    def __init__(self, facts_conn_id: str = default_conn_name) -> None:
+        super().__init__(facts_conn_id)
+
+    @cached_property
+    def facts(self) -> Facts:
+        from deepseek_ops.adapters.facts import open_facts
+
+        return open_facts(self._dsn())
+
+    def _dsn(self) -> str:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        dsn = self.required("host", self.connection.host, "give a DSN such as sqlite:////folder/facts.db")
+        try:
+            url = make_url(dsn)
+        except ArgumentError:
+            problem = "is no DSN: write sqlite:////folder/facts.db or postgresql+psycopg://user@host/database"
+            raise ConnectionFieldError(self.conn_id, "host", problem) from None
+        if self.connection.password:
+            url = url.set(password=self.connection.password)
+        return url.render_as_string(hide_password=False)
+
+
+class LauncherHook(PortHook):
+    """The engine behind a ``deepseek_launcher`` connection: extra ``engine`` (``local``), host = folder of its jobs."""
+
+    conn_name_attr = "launcher_conn_id"
+    default_conn_name = "deepseek_ops_launcher"
+    conn_type = "deepseek_launcher"
+    hook_name = "deepseek-ops job launcher"
+    example = "--conn-type deepseek_launcher --conn-host /folder/for/jobs"
+
+    def __init__(self, launcher_conn_id: str = default_conn_name) -> None:
+        super().__init__(launcher_conn_id)
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        engine = str(self.extra.get("engine") or "local")
+        if engine != "local":
+            raise ConnectionFieldError(self.conn_id, "extra engine", f"is {engine!r}; the engine here is 'local'")
+        from deepseek_ops.adapters.local_launcher import LocalLauncher
+
+        return LocalLauncher(self.folder())
+
+
+class GatewayHook(PortHook):
+    """The traffic gateway behind a ``deepseek_gateway`` connection: host = its folder, port = where clients ask."""
+
+    conn_name_attr = "gateway_conn_id"
+    default_conn_name = "deepseek_ops_gateway"
+    conn_type = "deepseek_gateway"
+    hook_name = "deepseek-ops traffic gateway"
+    example = "--conn-type deepseek_gateway --conn-host /folder/of/the/gateway --conn-port 8600"
+
+    def __init__(self, gateway_conn_id: str = default_conn_name) -> None:
+        super().__init__(gateway_conn_id)
+
+    @cached_property
+    def gateway(self) -> EnvoyGateway:
+        given = self.connection.port or self.extra.get("port")
+        port = int(self.required("port", given, "give the port clients use"))
+        from deepseek_ops.adapters.envoy import EnvoyGateway
+
+        return EnvoyGateway(self.folder(), port=port)
+
+
+def cache_folder() -> Path:
+    """Return this machine's folder for things that can be fetched again (``DEEPSEEK_OPS_CACHE`` moves it)."""
+    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+    return Path(os.environ.get("DEEPSEEK_OPS_CACHE") or home / "cache" / "deepseek-ops")
