@@ -1,0 +1,234 @@
+"""The train job: DeepSpeed ranks from a plan to a model in the store, resumable at every step.
+
+Payload: ``{"plan": TrainingPlan, "alerts": [Alert, ...]}``. Result: a Checkpoint; its model is empty for a trial.
+The same function runs in every rank. Called again after a rank was lost it goes on from the newest checkpoint in the
+job's work folder, with losses equal to the last bit to those of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError
+from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
+from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.tokens import TokenSplit
+from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
+from deepseek_ops.jobs.training_data import TOKENIZER, TOKENS, local_dataset, local_files
+from deepseek_ops.jobs.training_engine import PRELOAD, device_of, end_ranks, start_engine, start_ranks
+from deepseek_ops.jobs.training_loop import Ending, Loop, Ranks
+from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
+from deepseek_ops.jobs.training_publish import check_export, export_model, loss_on
+from deepseek_ops.jobs.training_streams import Streams
+from deepseek_ops.training.batches import BatchPlan
+from deepseek_ops.training.deepspeed_config import deepspeed_config, micro_batch_of
+from deepseek_ops.training.guardian import Guardian
+from deepseek_ops.training.schedule import total_steps
+
+__all__ = ["PRELOAD", "run"]
+
+CHECKED_SAMPLES = 8
+
+
+@dataclass
+class Paths:
+    """Where this node keeps the plan's inputs."""
+
+    dataset: Path
+    base: Path | None
+
+
+def run(context: JobContext) -> dict[str, JsonValue]:
+    """Return the Checkpoint of the plan as JSON: trained now, or found where an equal plan was trained before.
+
+    Raises:
+        JobStoppedError: A rule of the guardian ended the training; its weights are no model.
+        PublishedModelError: The exported model is not the trained one.
+        TooFewSamplesError, UnsupportedTrainingError, IndivisibleBatchError: The plan cannot be run.
+    """
+    plan = TrainingPlan.load(_object(context.payload["plan"]))
+    found = _known_result(context, plan)
+    start_ranks(context.work, single_node=plan.num_nodes == 1)
+    try:
+        ranks = _ranks(context)
+        # Rank 0 may have looked a moment before another run stored its result, so its answer is everybody's.
+        if ranks.from_first(int(found is not None)) and (found := found or _known_result(context, plan)) is not None:
+            return found.dump()
+        with Streams(context, plan.run_prefix) as streams:
+            return _train(context, plan, ranks, streams)
+    finally:
+        end_ranks()
+
+
+def _train(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams) -> dict[str, JsonValue]:
+    paths = _inputs(context, plan, ranks)
+    loop = _loop(context, plan, ranks, streams, paths)
+    ending = loop.run()
+    if ending is not None:
+        return _ended_early(context, loop, ending)
+    if plan.purpose == "trial":
+        checkpoint = _checkpoint(context, loop, FileSet(files=()))
+    else:
+        checkpoint = _publish(context, loop, paths.dataset / TOKENIZER)
+    if ranks.rank == 0:
+        checkpoint = _store_result(context, plan, checkpoint)
+        streams.event("finished", step=checkpoint.step, metrics=dict(checkpoint.metrics))
+    ranks.barrier()
+    loop.checkpoints.clear()
+    return checkpoint.dump()
+
+
+def _ranks(context: JobContext) -> Ranks:
+    return Ranks(
+        rank=context.rank,
+        world_size=context.world_size,
+        device=device_of(_local_rank(context)),
+        stop_requested=lambda: context.stop_requested,
+    )
+
+
+def _local_rank(context: JobContext) -> int:
+    return int(os.environ.get("LOCAL_RANK", context.rank))
+
+
+def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Paths:
+    """Return the plan's inputs on this node; its first rank fetches them, the others wait."""
+
+    def fetch() -> Paths:
+        base = local_files(context, plan.base, "base") if plan.base is not None else None
+        return Paths(dataset=local_dataset(context, plan.dataset), base=base)
+
+    if _local_rank(context) == 0:
+        fetch()
+    ranks.barrier()
+    return fetch()
+
+
+def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams, paths: Paths) -> Loop:
+    hyper = plan.hyperparameters
+    splits = {name: TokenSplit(paths.dataset / TOKENS, name, length=hyper.sequence_length) for name in ("train", "val")}
+    batches = BatchPlan(
+        seed=plan.seed,
+        num_samples=len(splits["train"]),
+        batch_size=hyper.batch_size,
+        world_size=ranks.world_size,
+        micro_batch_size=micro_batch_of(plan, ranks.world_size),
+    )
+    model = build_model(plan, paths.base).to(ranks.device)
+    balance = ExpertBalance(model, hyper.bias_update_rate)
+    engine = start_engine(
+        model, deepspeed_config(plan, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
+    )
+    checkpoints = Checkpoints(
+        context.work / "checkpoints",
+        plan=plan.fingerprint,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        barrier=ranks.barrier,
+    )
+    progress = checkpoints.load(engine)
+    steps = total_steps(
+        max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.num_samples, batch_size=hyper.batch_size
+    )
+    facts = {"total_steps": steps, "num_samples": batches.num_samples, "ranks": ranks.world_size}
+    if progress is None:
+        streams.event("started", parameters=model.num_parameters(), **facts)
+    else:
+        streams.event("resumed", from_step=progress.step, samples_repeated=0, samples_skipped=0, **facts)
+    return Loop(
+        plan,
+        engine,
+        balance,
+        batches,
+        splits,
+        ranks,
+        total_steps=steps,
+        guardian=Guardian(_alerts(context.payload.get("alerts"))),
+        streams=streams,
+        checkpoints=checkpoints,
+        progress=progress or Progress(),
+    )
+
+
+def _ended_early(context: JobContext, loop: Loop, ending: Ending) -> dict[str, JsonValue]:
+    """Return what a stopped training has come to. Raises JobStoppedError when a rule stopped it."""
+    step = loop.progress.step
+    if ending.asked:
+        loop.streams.event("stopped", step=step, reason=context.stop_reason)
+        return _checkpoint(context, loop, FileSet(files=())).dump()
+    if loop.ranks.rank != 0:
+        return {}  # rank 0 knows the rule, and its error is the job's
+    reason = "; ".join(decision.reason for decision in ending.decisions)
+    loop.streams.event("stopped", step=step, reason=reason)
+    raise JobStoppedError(context.spec.name, f"at step {step} by an alert rule: {reason}")
+
+
+def _publish(context: JobContext, loop: Loop, tokenizer: Path) -> Checkpoint:
+    """Return the checkpoint with its model stored; every rank calls it, rank 0 writes, checks and uploads."""
+    folder = context.work / "model"
+    export_model(loop.engine, loop.plan, tokenizer, folder, rank=loop.ranks.rank)
+    batch = loop.tensor(loop.val, range(min(CHECKED_SAMPLES, len(loop.val))))
+    loop.engine.eval()
+    expected = loss_on(loop.engine, batch)  # by every rank: ZeRO-3 gathers the weights for it
+    if loop.ranks.rank != 0:
+        return _checkpoint(context, loop, FileSet(files=()))
+    check_export(folder, loop.plan, batch, expected)
+    files = context.blobs.put_folder(folder)
+    loop.streams.event("published", files=len(files.files), bytes=files.num_bytes, model=files.fingerprint)
+    return _checkpoint(context, loop, files)
+
+
+def _checkpoint(context: JobContext, loop: Loop, model: FileSet) -> Checkpoint:
+    hyper, progress = loop.plan.hyperparameters, loop.progress
+    last = progress.history[-1] if progress.history else {}
+    rates = [row["tokens_per_second"] for row in progress.history]
+    metrics = {
+        **{key: value for key, value in last.items() if key != "step"},
+        **({"val_loss": progress.validation.last} if progress.validation.last is not None else {}),
+        **({"tokens_per_second": sorted(rates)[len(rates) // 2]} if rates else {}),
+    }
+    curve = progress.validation if loop.plan.purpose == "trial" else progress.training
+    return Checkpoint(
+        plan=loop.plan.fingerprint,
+        step=progress.step,
+        tokens=progress.step * hyper.batch_size * hyper.sequence_length,
+        model=model,
+        metrics={key: float(value) for key, value in metrics.items() if math.isfinite(value)},
+        curve=tuple((step, value) for step, value in curve.points() if math.isfinite(value)),
+        restarts=context.restarts,
+    )
+
+
+def _known_result(context: JobContext, plan: TrainingPlan) -> Checkpoint | None:
+    try:
+        stored = context.store.get(_result_key(plan))
+    except ObjectNotFoundError:
+        return None
+    return Checkpoint.load(json.loads(stored))
+
+
+def _store_result(context: JobContext, plan: TrainingPlan, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the result of the plan: this one, or the one an equal plan stored first."""
+    try:
+        context.store.create(_result_key(plan), canonical_json(checkpoint.dump()))
+    except ObjectExistsError:
+        return _known_result(context, plan) or checkpoint
+    return checkpoint
+
+
+def _result_key(plan: TrainingPlan) -> str:
+    return f"{plan.run_prefix}/result.json"
+
+
+def _alerts(value: JsonValue) -> list[dict[str, JsonValue]]:
+    return [_object(item) for item in value] if isinstance(value, list) else []
+
+
+def _object(value: JsonValue) -> dict[str, JsonValue]:
+    return value if isinstance(value, dict) else {}

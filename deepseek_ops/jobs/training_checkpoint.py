@@ -1,0 +1,147 @@
+"""Checkpoints in DeepSpeed's format below the job's work folder: complete or not there.
+
+Every rank writes into ``<tag>.partial``; when all have, rank 0 writes ``trainer.json`` with the size of every file,
+renames the folder to ``<tag>`` and points ``latest`` at it. A kill at any instant leaves the previous checkpoint.
+Batches, learning rates and random states are functions of the step, so the step is all there is to restore beside
+weights, optimiser and expert biases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from deepseek_ops.training.curve import Curve
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+KEPT = 2
+_STATE = "trainer.json"
+
+
+@dataclass
+class Progress:
+    """What the loop has done: saved with each checkpoint, restored with it."""
+
+    step: int = 0
+    skipped_steps: int = 0
+    training: Curve = field(default_factory=Curve)
+    validation: Curve = field(default_factory=Curve)
+    history: list[dict[str, float]] = field(default_factory=list)
+    """The last rows of metrics, oldest first: what alert rules look back on."""
+
+    def dump(self) -> dict[str, JsonValue]:
+        """Return the progress as JSON; floats keep every bit."""
+        return {
+            "step": self.step,
+            "skipped_steps": self.skipped_steps,
+            "training": self.training.dump(),
+            "validation": self.validation.dump(),
+            "history": [{key: repr(value) for key, value in row.items()} for row in self.history],
+        }
+
+    @classmethod
+    def load(cls, state: dict[str, JsonValue]) -> Progress:
+        """Return what ``dump`` wrote."""
+        history = state["history"]
+        return cls(
+            step=int(str(state["step"])),
+            skipped_steps=int(str(state["skipped_steps"])),
+            training=Curve.load(state["training"]),
+            validation=Curve.load(state["validation"]),
+            history=[
+                {str(key): float(str(value)) for key, value in row.items()}
+                for row in (history if isinstance(history, list) else [])
+                if isinstance(row, dict)
+            ],
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one plan in one folder. ``save`` and ``load`` are called by every rank together."""
+
+    def __init__(self, folder: Path, *, plan: str, rank: int, world_size: int, barrier: Callable[[], None]) -> None:
+        self.folder = folder
+        self._plan = plan
+        self._rank = rank
+        self._world_size = world_size
+        self._barrier = barrier
+
+    def save(self, engine: DeepSpeedEngine, progress: Progress) -> Path:
+        """Write a checkpoint of the state after ``progress.step`` steps and return its folder."""
+        tag = f"step-{progress.step:08d}"
+        final, partial = self.folder / tag, self.folder / f"{tag}.partial"
+        if self._rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob("*.partial"):
+                shutil.rmtree(leftover)
+        self._barrier()
+        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+        self._barrier()
+        if self._rank == 0:
+            self._seal(partial, final, progress)
+        self._barrier()
+        return final
+
+    def load(self, engine: DeepSpeedEngine) -> Progress | None:
+        """Restore the newest complete checkpoint and return its progress; None when there is none."""
+        for folder in self.complete():
+            engine.load_checkpoint(str(self.folder), tag=folder.name, load_lr_scheduler_states=False)
+            return Progress.load(json.loads((folder / _STATE).read_text())["progress"])
+        return None
+
+    def complete(self) -> list[Path]:
+        """Return the folders of usable checkpoints of this plan and world size, newest first."""
+        return sorted((path for path in self.folder.glob("step-*") if self._usable(path)), reverse=True)
+
+    def clear(self) -> None:
+        """Remove all checkpoints: the run's result is stored."""
+        if self._rank == 0 and self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+    def _seal(self, partial: Path, final: Path, progress: Progress) -> None:
+        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
+        state = {
+            "plan": self._plan,
+            "world_size": self._world_size,
+            "files": files,
+            "progress": progress.dump(),
+        }
+        (partial / _STATE).write_text(json.dumps(state, sort_keys=True))
+        if final.exists():  # the same step again after a resume: equal bytes, so either will do
+            shutil.rmtree(final)
+        partial.rename(final)
+        pointer = self.folder / "latest.partial-file"
+        pointer.write_text(final.name)
+        pointer.replace(self.folder / "latest")
+        for old in self.complete()[KEPT:]:
+            shutil.rmtree(old)
+        _sync_folder(self.folder)
+
+    def _usable(self, path: Path) -> bool:
+        if path.name.endswith(".partial") or not (path / _STATE).is_file():
+            return False
+        state = json.loads((path / _STATE).read_text())
+        if state["plan"] != self._plan or state["world_size"] != self._world_size:
+            return False
+        return all((path / name).is_file() and (path / name).stat().st_size == n for name, n in state["files"].items())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

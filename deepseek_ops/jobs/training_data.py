@@ -1,0 +1,44 @@
+"""The dataset of a plan on this machine: checked out once per node, complete or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from deepseek_ops.core.records import DatasetVersion, FileSet
+from deepseek_ops.jobs.context import JobContext
+
+TOKENS = "tokens"
+DOCUMENTS = "documents"
+TOKENIZER = "tokenizer"
+
+
+def local_dataset(context: JobContext, dataset: DatasetVersion) -> Path:
+    """Return the folder of the dataset version below the job's work folder, fetched if it is not there yet."""
+
+    def fetch(target: Path) -> None:
+        from deepseek_ops.data import DatasetRepository
+
+        DatasetRepository.open(context.store).checkout(dataset.version, target)
+
+    return fetched_once(context.work / f"dataset-{dataset.version[:16]}", fetch)
+
+
+def local_files(context: JobContext, files: FileSet, name: str) -> Path:
+    """Return the folder of a file set below the job's work folder, fetched and verified if it is not there yet."""
+    return fetched_once(
+        context.work / f"{name}-{files.fingerprint[:16]}", lambda target: context.blobs.fetch_folder(files, target)
+    )
+
+
+def fetched_once(folder: Path, fetch: Callable[[Path], None]) -> Path:
+    """Return ``folder``, filled by ``fetch`` if it does not exist; a fetch that was killed leaves only a partial."""
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+            shutil.rmtree(leftover)
+        fetch(partial)
+        partial.rename(folder)
+    return folder

@@ -1,0 +1,104 @@
+"""Starting DeepSpeed on this machine's ranks without a compiler, and telling it which device it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+if TYPE_CHECKING:
+    import torch
+    from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedModel
+
+PRELOAD = (
+    "torch",
+    "numpy",
+    "deepspeed",
+    "transformers",
+    "transformers.models.deepseek_v3.modeling_deepseek_v3",
+    "tokenizers",
+    "safetensors.torch",
+)
+"""What a warm parent imports before it forks ranks: some 13 CPU-seconds that no rank has to spend again."""
+
+
+def device_of(local_rank: int) -> str:
+    """Return the torch device of this rank."""
+    import torch
+
+    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def start_ranks(scratch: Path, *, single_node: bool) -> None:
+    """Join this process to its ranks, as torchrun's variables describe them.
+
+    Everything here must be set before DeepSpeed looks: the accelerator, the folder of compiled extensions (one per
+    environment, or two environments rebuild each other's), and the table of compiled ops, whose probing would start
+    compilers; on a CPU none of them is used.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(1)
+        if single_node:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions_folder(scratch)))
+    import deepspeed
+    import deepspeed.ops
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    for name in ("DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def end_ranks() -> None:
+    """Leave the group of ranks; a rank that is going down anyway does not wait for the others."""
+    import torch
+
+    with suppress(RuntimeError, ValueError):
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def start_engine(
+    model: PreTrainedModel, config: Mapping[str, JsonValue], groups: list[dict[str, object]]
+) -> DeepSpeedEngine:
+    """Return the model wrapped in a DeepSpeed engine with its optimiser."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=dict(config))
+    return engine
+
+
+def set_learning_rate(engine: DeepSpeedEngine, value: float) -> None:
+    """Set the rate of the next step. The schedule is a function of the step, so it has no state to save."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def next_token_loss(logits: torch.Tensor, targets: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
+    """Return the cross-entropy of ``targets`` (batch, length) under ``logits`` (batch, length, vocab), in nats.
+
+    Computed in float32: bfloat16 loses small differences over a large vocabulary.
+    """
+    import torch
+
+    return torch.nn.functional.cross_entropy(
+        logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction=reduction
+    )
+
+
+def _extensions_folder(scratch: Path) -> Path:
+    home = Path(sys.prefix)
+    return (home if os.access(home, os.W_OK) else scratch) / "torch-extensions"
