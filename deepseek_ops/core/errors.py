@@ -116,6 +116,17 @@ class StoreAccessError(PermanentError):
 
 
 @dataclass(eq=False)
+class LocalDiskError(PermanentError):
+    """This machine's disk refuses a file: full, over quota, read-only, missing or not ours."""
+
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"this machine's disk refuses {self.path}: {self.problem}. Give it space and rights, or move it."
+
+
+@dataclass(eq=False)
 class FactConflictError(TransientError):
     """A fact was changed by somebody else since it was read."""
 
