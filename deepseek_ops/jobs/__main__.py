@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepseek_ops.adapters.local_launcher.folder import JobFolder, Supervisor, disk
-from deepseek_ops.core.errors import DeepSeekOpsError, InvalidRecordError
+from deepseek_ops.adapters.local_launcher.folder import JobFolder, disk
+from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, JobSpec
 from deepseek_ops.core.records import canonical_json, digest_of
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.entry import KINDS, call
-from deepseek_ops.jobs.supervise import JobSupervisor
+from deepseek_ops.jobs.supervise import supervisor_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,17 +63,6 @@ def start_detached(files: JobFolder, *, lock: int | None) -> int:
 
     supervisor_of(files).run(started)
     return 0
-
-
-def supervisor_of(files: JobFolder) -> JobSupervisor:
-    """Return the supervisor of the newest attempt, which has not begun yet. Raises InvalidRecordError."""
-    spec, attempt = files.read("spec.json", JobSpec), files.attempt()
-    if spec is None or attempt is None:
-        raise InvalidRecordError("JobSpec", f"{files.path} holds no whole spec.json and attempt.json")
-    running = files.read("supervisor.json", Supervisor)
-    if running is not None and running.attempt == attempt.attempt:
-        raise InvalidRecordError("Attempt", f"attempt {attempt.attempt} in {files.path} was started before")
-    return JobSupervisor(files, spec, attempt)
 
 
 def run_here(kind: str, file: Path, folder: Path) -> int:

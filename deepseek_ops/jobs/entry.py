@@ -109,9 +109,14 @@ def silent_ending(wait_status: int, *, who: str, rank: int = 0, restarts: int = 
     return Outcome(reason=reason, retry=retry, killed=code < 0, rank=rank, restarts=restarts, at=time.time())
 
 
-def outcome_file(rank: int, restarts: int) -> str:
+def outcome_file(attempt: int, restarts: int, rank: int) -> str:
     """Return the name, inside the job's folder, of what a rank says about its end."""
-    return f"outcome/{restarts}-{rank}.json"
+    return f"outcome/{attempt}-{restarts}-{rank}.json"
+
+
+def worker_file(attempt: int) -> str:
+    """Return the name, inside the job's folder, of what the worker process says about the end of the job."""
+    return f"outcome/{attempt}-worker.json"
 
 
 def prepare_process(files: JobFolder, spec: JobSpec) -> None:

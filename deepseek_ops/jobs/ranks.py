@@ -20,13 +20,13 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, RankGroup
 from deepseek_ops.core.jobs import EXIT_RETRY, JobSpec
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.entry import Outcome, call, leave, limit_threads, outcome_file, silent_ending, stay
+from deepseek_ops.jobs.preload import has_gpu
 
 SETTLE_SECONDS = 0.5
 """How long to wait, after a rank failed by itself, for the others to say what happened to them."""
@@ -112,7 +112,7 @@ class RankGroupRunner:
                 restarts=restarts,
             )
             ending = call(context)
-            self._files.write(outcome_file(rank, restarts), ending)
+            self._files.write(outcome_file(self._attempt, restarts, rank), ending)
             leave(ending.exit_status)
         except BaseException:  # noqa: BLE001  (it ends in the log and in the exit status)
             traceback.print_exc()
@@ -145,7 +145,7 @@ class RankGroupRunner:
                 run.ended[rank] = self._ending(rank, run.restarts, status)
 
     def _ending(self, rank: int, restarts: int, status: int) -> Outcome:
-        said = self._files.read(outcome_file(rank, restarts), Outcome)
+        said = self._files.read(outcome_file(self._attempt, restarts, rank), Outcome)
         return said if said is not None else silent_ending(status, who=f"rank {rank}", rank=rank, restarts=restarts)
 
     def _event(self, kind: str, **fields: object) -> None:
@@ -158,7 +158,7 @@ def rank_environment(spec: JobSpec, rank: int, restarts: int, port: int) -> dict
     The latter are defaults: what the job's environment sets already stays.
     """
     defaults = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
+    if not has_gpu():
         defaults["DS_ACCELERATOR"] = "cpu"
     return {
         **{name: value for name, value in defaults.items() if name not in os.environ},

@@ -20,14 +20,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.folder import Attempt, JobFolder, StopRequest, Supervisor, write_json
-from deepseek_ops.core.errors import DeepSeekOpsError
+from deepseek_ops.core.errors import DeepSeekOpsError, InvalidRecordError, PermanentError
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.entry import Outcome, call, leave, limit_threads, prepare_process, silent_ending, stay
+from deepseek_ops.jobs.entry import (
+    Outcome,
+    call,
+    leave,
+    limit_threads,
+    prepare_process,
+    silent_ending,
+    stay,
+    worker_file,
+)
 
 POLL_SECONDS = 0.5
 """How often stop file, lease and limits are looked at; signals are handled at once."""
@@ -35,6 +45,17 @@ HEARTBEAT_SECONDS = 5.0
 SETTLE_TRIES = 30
 """How often, a second apart, the end is written again on a full disk before the job counts as lost."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(eq=False)
+class AttemptTakenError(PermanentError):
+    """An attempt of a job was started before."""
+
+    job: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} of job {self.job} was started before; submit the job again for a new attempt."
 
 
 class JobSupervisor:
@@ -158,7 +179,7 @@ class JobSupervisor:
         )
 
     def _outcome(self, status: int) -> Outcome:
-        said = self._files.read("outcome/worker.json", Outcome)
+        said = self._files.read(worker_file(self._attempt.attempt), Outcome)
         return said if said is not None else silent_ending(status, who="the job")
 
     def _settle(self, outcome: Outcome, wait_status: int) -> None:
@@ -219,11 +240,27 @@ class JobSupervisor:
         self._files.append_event(kind, self._attempt.attempt, fields)
 
 
+def supervisor_of(files: JobFolder) -> JobSupervisor:
+    """Return the supervisor of the newest attempt and claim the attempt for it. Raises AttemptTakenError.
+
+    An attempt is run once. Of two processes that were asked to (a host that answered too late, and the cold start
+    that did not wait for it) the second is turned away here.
+    """
+    spec, attempt = files.read("spec.json", JobSpec), files.attempt()
+    if spec is None or attempt is None:
+        raise InvalidRecordError("JobSpec", f"{files.path} holds no whole spec.json and attempt.json")
+    try:
+        os.close(os.open(files.outcomes / f"{attempt.attempt}-claimed", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError as error:
+        raise AttemptTakenError(spec.name, attempt.attempt) from error
+    return JobSupervisor(files, spec, attempt)
+
+
 def work(files: JobFolder, spec: JobSpec, attempt: int) -> int:
     """Do the job in this process and below it; return the exit status after writing the outcome."""
     prepare_process(files, spec)
     if spec.kind == "train":
-        from deepseek_ops.jobs.host import preload
+        from deepseek_ops.jobs.preload import preload
         from deepseek_ops.jobs.ranks import RankGroupRunner
 
         preload()
@@ -232,5 +269,5 @@ def work(files: JobFolder, spec: JobSpec, attempt: int) -> int:
         signal.signal(signal.SIGTERM, stay)
         limit_threads(default=len(os.sched_getaffinity(0)))
         ending = call(JobContext(spec, files.path, attempt=attempt))
-    files.write("outcome/worker.json", ending)
+    files.write(worker_file(attempt), ending)
     return ending.exit_status

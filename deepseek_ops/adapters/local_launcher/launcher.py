@@ -14,7 +14,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from pydantic import JsonValue
 from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.errors import (
     JobNotSettledError,
-    JobStartError,
     UnknownJobError,
 )
 from deepseek_ops.adapters.local_launcher.folder import (
@@ -39,13 +37,13 @@ from deepseek_ops.adapters.local_launcher.folder import (
     require_space,
 )
 from deepseek_ops.adapters.local_launcher.reading import read_events, read_log, status_of
+from deepseek_ops.adapters.local_launcher.starting import job_environment, start_cold
+from deepseek_ops.adapters.local_launcher.warm import WarmHost, hosts_below
 from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 
-START_TIMEOUT_SECONDS = 120.0
-"""Bound on the start of a supervisor; a start takes half a second on an idle machine."""
-_OUR_CALLERS_OWN = ("AIRFLOW_", "_AIRFLOW_", "__AIRFLOW_")
-"""Variables with these prefixes stay out of jobs: they hold Airflow's database, keys and connections."""
+LIGHT_KINDS = frozenset({"prepare"})
+"""Kinds that import nothing heavy: they use a host that is ready, and start cold sooner than wait for one."""
 
 
 class LocalLauncher:
@@ -82,10 +80,17 @@ class LocalLauncher:
             if known is None or known.phase not in (JobPhase.RUNNING, JobPhase.SUCCEEDED):
                 require_space(files.path, self._min_free_bytes)
                 self._begin(files, job, known)
-                environment = {**job_environment(), **job.environment, **(secrets or {})}
-                self._start(files, job, environment, lock)
+                self._start(files, job, secrets or {}, lock)
             self._touch_lease(files)
         return self._status(job.name)
+
+    def prewarm(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the warm host in the background, so that its imports are done when the first job comes.
+
+        ``environment`` is what the jobs' ``JobSpec.environment`` will hold.
+        """
+        if self._warm:
+            WarmHost.of(self._root, self._python, {**job_environment(), **(environment or {})}).start()
 
     def status(self, name: str) -> JobStatus | None:
         """Return the job's status, or None when no job of that name was ever submitted under this root.
@@ -167,7 +172,7 @@ class LocalLauncher:
         shutil.rmtree(aside, ignore_errors=True)
 
     def shutdown(self, reason: str = "launcher shut down", *, grace_seconds: float = 30.0) -> None:
-        """Stop every running job, wait at most ``grace_seconds`` for them, kill the rest."""
+        """Stop every running job and wait at most ``grace_seconds`` for them; kill the rest, end the warm hosts."""
         running = [status.name for status in self.list() if not status.settled]
         for name in running:
             self.stop(name, reason)
@@ -179,6 +184,8 @@ class LocalLauncher:
             supervisor = self._files(name).read("supervisor.json", Supervisor)
             if supervisor is not None and _is_here(supervisor):
                 processes.kill_session(supervisor.pid, supervisor.start_ticks)
+        for host in hosts_below(self._root):
+            host.stop()
 
     def _files(self, name: str) -> JobFolder:
         return JobFolder(self._root / "jobs" / name)
@@ -206,36 +213,22 @@ class LocalLauncher:
         else:
             files.write("attempt.json", Attempt(attempt=known.attempt + 1, device_seconds=known.device_seconds))
 
-    def _start(self, files: JobFolder, job: JobSpec, environment: Mapping[str, str], lock: int) -> None:
+    def _start(self, files: JobFolder, job: JobSpec, secrets: Mapping[str, str], lock: int) -> None:
         python = job.python or self._python
-        command = [python, "-m", "deepseek_ops.jobs", "supervise", str(files.path), "--lock-fd", str(lock)]
-        with disk(files.log), files.log.open("ab") as log:
-            log_start = log.tell()
-            try:
-                done = subprocess.run(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=dict(environment),
-                    cwd=files.path,
-                    pass_fds=(lock,),
-                    start_new_session=True,
-                    timeout=START_TIMEOUT_SECONDS,
-                    check=False,
-                )
-            except FileNotFoundError as error:
-                raise JobStartError(job.name, python, "no such program") from error
-            except subprocess.TimeoutExpired as error:
-                raise JobStartError(job.name, python, f"not up after {START_TIMEOUT_SECONDS:g} s") from error
-        if done.returncode:
-            said = read_log(files, log_start)[0].strip().splitlines()
-            raise JobStartError(job.name, python, said[-1] if said else f"exit status {done.returncode}")
+        environment = {**job_environment(), **job.environment}
+        if self._warm:
+            host = WarmHost.of(self._root, python, environment)
+            if host.ready or job.kind not in LIGHT_KINDS:
+                host.start()
+                problem = host.fork(files, {**environment, **secrets}, lock)
+                if not problem:
+                    return
+                files.append_event("cold_start", self._attempt_number(files), {"reason": problem})
+        start_cold(files, job.name, python, {**environment, **secrets}, lock)
 
-
-def job_environment() -> dict[str, str]:
-    """Return this process's environment for a job: all of it but Airflow's own settings, keys and connections."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_OUR_CALLERS_OWN)}
+    def _attempt_number(self, files: JobFolder) -> int:
+        attempt = files.attempt()
+        return attempt.attempt if attempt is not None else 1
 
 
 def _is_here(supervisor: Supervisor) -> bool:

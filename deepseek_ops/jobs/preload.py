@@ -1,0 +1,35 @@
+"""The imports that every training process makes, in one place: made once, before processes are forked."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from pathlib import Path
+
+PRELOADED = (
+    "torch",
+    "torch.distributed",
+    "transformers",
+    "transformers.models.deepseek_v3.modeling_deepseek_v3",
+    "transformers.models.auto.modeling_auto",
+    "transformers.tokenization_utils_tokenizers",
+    "safetensors.torch",
+    "deepspeed",
+)
+
+
+def preload() -> None:
+    """Import what train jobs import, as far as it is installed, without starting a thread or touching a GPU."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looks for GPUs without initialising them
+    if not has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def has_gpu() -> bool:
+    """Return whether the machine shows a GPU of NVIDIA or AMD to this process."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
