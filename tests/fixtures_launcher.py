@@ -1,34 +1,82 @@
-"""Work for the jobs of the launcher tests: what ``DEEPSEEK_OPS_JOB_KINDS`` points them to."""
+"""Jobs for the launcher's tests: ``job`` makes one whose work is a function of this module."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import JsonValue
 
 from deepseek_ops.core.errors import PermanentError, TransientError
+from deepseek_ops.core.jobs import JobSpec, JobStatus
+from deepseek_ops.core.ports import Launcher
 from deepseek_ops.jobs.context import JobContext
+
+T = TypeVar("T")
+_NUMBERS = itertools.count()
+
+
+def job(
+    work: str,
+    payload: Mapping[str, JsonValue] | None = None,
+    *,
+    kind: str = "evaluate",
+    environment: Mapping[str, str] | None = None,
+    **fields: object,
+) -> JobSpec:
+    """Return a job with a name of its own, the work of function ``work`` of this module, and no heavy imports."""
+    surroundings = {
+        "DEEPSEEK_OPS_JOB_KINDS": f"{kind}=fixtures_launcher:{work}",
+        "DEEPSEEK_OPS_PRELOAD": "",
+        "PYTHONPATH": str(Path(__file__).parent),
+        **(environment or {}),
+    }
+    body = {"name": f"{work}-{next(_NUMBERS)}", "kind": kind, "payload": dict(payload or {}), **fields}
+    return JobSpec.model_validate({**body, "environment": surroundings})
+
+
+def until(condition: Callable[[], T], *, within: float = 60.0) -> T:
+    """Return the first true value of ``condition``."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def settled(launcher: Launcher, name: str, *, within: float = 60.0) -> JobStatus:
+    """Return the job's status once it has ended."""
+    deadline = time.monotonic() + within
+    while True:
+        status = launcher.status(name)
+        if status is not None and status.settled:
+            return status
+        assert time.monotonic() < deadline, f"{status} after {within} s; log:\n{launcher.logs(name)[0]}"
+        time.sleep(0.02)
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
 
 
 def echo(context: JobContext) -> dict[str, JsonValue]:
     """Say what the job sees."""
-    print("payload", context.payload, flush=True)
-    secret = os.environ.get("TEST_TOKEN", "")
     return {
         "payload": context.payload,
         "attempt": context.attempt,
-        "rank": context.rank,
-        "world": context.world_size,
         "variable": os.environ.get("TEST_VARIABLE", ""),
-        "secret_length": len(secret),
+        "secret_length": len(os.environ.get("TEST_TOKEN", "")),
         "airflow": sorted(name for name in os.environ if "AIRFLOW" in name),
         "session": os.getsid(0),
         "folder": str(Path.cwd()),
+        "modules": [name for name in ("torch", "json") if name in sys.modules],
+        "files": sorted(str(path.resolve()) for path in Path("/proc/self/fd").iterdir() if path.exists()),
     }
 
 
@@ -38,56 +86,84 @@ def fail(context: JobContext) -> dict[str, JsonValue]:
     raise errors[str(context.payload["raise"])]("the learning rate is a fish")
 
 
-def wait(context: JobContext) -> dict[str, JsonValue]:
-    """Work in steps until told to stop, then take some time to save."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    context.event("child", pid=child.pid, own=os.getpid())
-    for step in range(6000):
-        context.report(step=step, loss=float("nan"))
-        if context.stop_requested:
-            time.sleep(0.3)
-            (context.work / "saved").write_text(f"{step} {context.stop_reason}")
-            break
-        if (context.work / "go").exists():
-            break
-        time.sleep(0.05)
-    return {"done": True}
-
-
-def stubborn(context: JobContext) -> dict[str, JsonValue]:
-    """Ignore everything."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen(
-        [sys.executable, "-c", "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"],
-        start_new_session=True,
-    )
-    context.event("child", own=os.getpid())
-    time.sleep(600)
-    return {}
-
-
-def greedy(context: JobContext) -> dict[str, JsonValue]:
-    """Use more memory than allowed."""
-    return {"bytes": len(bytearray(1 << 30))}
-
-
 def silent(context: JobContext) -> dict[str, JsonValue]:
     """End without a word."""
     os._exit(int(str(context.payload["status"])))
 
 
-def count(context: JobContext) -> dict[str, JsonValue]:
-    """Count to ``steps`` on every rank with a file as checkpoint; die once where the payload says so."""
-    mark = context.work / f"count-{context.rank}"
-    context.event("run", pid=os.getpid(), restarts=context.restarts)
-    start = int(mark.read_text()) if mark.exists() else 0
-    for step in range(start, int(str(context.payload["steps"]))):
-        mark.write_text(str(step + 1))
+def second_time_lucky(context: JobContext) -> dict[str, JsonValue]:
+    """Be killed on the first attempt, and find on the second what the first left."""
+    mark = context.work / "mark"
+    if not mark.exists():
+        mark.write_text(f"left by {context.attempt}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"attempt": context.attempt, "found": mark.read_text()}
+
+
+def wait(context: JobContext) -> dict[str, JsonValue]:
+    """Work in steps, with a child process, until told to stop; then take some time to save."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    context.event("processes", pids=[os.getpid(), child.pid])
+    for step in itertools.count(1):
+        context.report(step=step)
         if context.stop_requested:
+            time.sleep(0.3)
+            context.event("saved", reason=context.stop_reason)
+            break
+        time.sleep(0.05)
+    return {}
+
+
+def deaf(context: JobContext) -> dict[str, JsonValue]:
+    """Finish without ever asking whether to stop."""
+    context.report(step=1)
+    time.sleep(1.5)
+    return {}
+
+
+def stubborn(context: JobContext) -> dict[str, JsonValue]:
+    """Ignore every polite signal, with a child that left the session and does the same."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    context.event("ready", pids=[os.getpid(), child.pid])
+    time.sleep(600)
+    return {}
+
+
+def greedy(context: JobContext) -> dict[str, JsonValue]:
+    """Ask for more memory than the job may have."""
+    return {"bytes": len(bytearray(int(str(context.payload["bytes"]))))}
+
+
+def chatty(context: JobContext) -> dict[str, JsonValue]:
+    """Print lines whose characters are longer than a byte, and report steps."""
+    for number in range(500):
+        print(f"zeile {number} äöü€")
+    for step in range(20):
+        context.report(step=step, loss=float("nan"))
+    return {}
+
+
+def count(context: JobContext) -> dict[str, JsonValue]:
+    """Count to ``steps`` on every rank with a file as checkpoint, and fail or die where the payload says so."""
+    mark = context.work / f"count-{context.rank}"
+    start = int(mark.read_text()) if mark.exists() else 0
+    context.event("run", pid=os.getpid(), started_at=start)
+    for step in range(start, int(str(context.payload["steps"]))):
+        part = mark.with_suffix(".part")
+        part.write_text(str(step + 1))
+        part.replace(mark)
+        if context.stop_requested:
+            context.event("stopped")
             break
         time.sleep(0.02)
     if context.payload.get("fail_rank") == context.rank:
         raise ValueError("this rank cannot")
-    if "fail_rank" in context.payload:
-        time.sleep(600)
-    return {"rank": context.rank, "started_at": start, "restarts": context.restarts, "seen": os.environ["WORLD_SIZE"]}
+    if context.payload.get("die_rank") == context.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if {"fail_rank", "die_rank"} & context.payload.keys():
+        time.sleep(600)  # as a rank does that waits for a peer in a collective
+    return {"rank": context.rank, "started_at": start, "restarts": context.restarts, "world": os.environ["WORLD_SIZE"]}

@@ -19,14 +19,19 @@ PRELOADED = (
 )
 
 
+PRELOAD_VARIABLE = "DEEPSEEK_OPS_PRELOAD"
+"""Names the modules to import instead, separated by commas, for trainers that use others; set but empty: none."""
+
+
 def preload() -> None:
     """Import what train jobs import, as far as it is installed, without starting a thread or touching a GPU."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looks for GPUs without initialising them
     if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
+    named = os.environ.get(PRELOAD_VARIABLE)
+    for name in PRELOADED if named is None else filter(None, named.split(",")):
+        with contextlib.suppress(ImportError):  # the job that needs it says so
             importlib.import_module(name)
 
 

@@ -33,10 +33,15 @@ FORK_TIMEOUT_SECONDS = 180.0
 """How long a request waits for a host that is still importing before the job starts cold: 20 CPU-seconds of imports
 on a machine that is busy."""
 MAX_REQUEST_BYTES = 4 << 20
-_READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "DS_", "TORCH", "PYTORCH", "CUDA_", "NVIDIA_", "MKL_", "OPENBLAS_", "LD_")
-_LOADED_BY_HOST = ("core/*.py", "adapters/local_launcher/*.py") + tuple(
-    f"jobs/{name}.py" for name in ("__main__", "context", "entry", "host", "preload", "ranks", "supervise")
+_READ_AT_IMPORT = (
+    *("HF_", "TRANSFORMERS_", "DS_", "TORCH", "PYTORCH", "CUDA_", "NVIDIA_", "MKL_", "OPENBLAS_", "LD_"),
+    "DEEPSEEK_OPS_PRELOAD",
 )
+_LOADED_BY_HOST = (
+    *("core/*.py", "adapters/local_launcher/*.py", "jobs/__main__.py", "jobs/context.py", "jobs/entry.py"),
+    *("jobs/host.py", "jobs/preload.py", "jobs/ranks.py", "jobs/supervise.py"),
+)
+"""Ours that a host has imported. The code of the kinds is imported after the fork and may change under a host."""
 
 
 class HostProcess(Record):
