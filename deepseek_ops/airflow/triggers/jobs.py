@@ -1,0 +1,106 @@
+"""A trigger that follows a job outside Airflow, keeps its lease alive, and stops it when a person kills the task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from deepseek_ops.airflow.hooks import LauncherHook
+from deepseek_ops.airflow.triggers.watching import pause_after
+from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.core.jobs import JobPhase, JobStatus
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.ports import Launcher
+
+log = logging.getLogger(__name__)
+
+
+class TrainingJobTrigger(BaseTrigger):
+    """Wait for a job to settle; the event is its :class:`~deepseek_ops.core.jobs.JobStatus` as JSON.
+
+    A triggerer that restarts or hands the trigger over leaves the job running. A person who clears the task or marks
+    it failed or successful while it waits stops the job.
+
+    :param job_name: name of the submitted job.
+    :param launcher_conn_id: connection of the engine that runs it.
+    :param poll_interval: seconds between two looks; each renews the job's lease.
+    :param deadline: seconds since the epoch after which the job is stopped; None has none. Airflow's own
+        ``execution_timeout`` does not count while a task is deferred.
+    """
+
+    def __init__(
+        self,
+        *,
+        job_name: str,
+        launcher_conn_id: str = LauncherHook.default_conn_name,
+        poll_interval: float = 10.0,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.job_name = job_name
+        self.launcher_conn_id = launcher_conn_id
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "deepseek_ops.airflow.triggers.jobs.TrainingJobTrigger",
+            {
+                "job_name": self.job_name,
+                "launcher_conn_id": self.launcher_conn_id,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        launcher: Launcher | None = None
+        failures = 0
+        while True:
+            try:
+                if launcher is None:
+                    launcher = await asyncio.to_thread(_open, self.launcher_conn_id)
+                status = await asyncio.to_thread(self._look, launcher)
+            except PermanentError:
+                raise  # no connection, no rights: the task fails and says so; the job's lease runs out by itself
+            except Exception as error:  # noqa: BLE001  (an engine that does not answer for a while is no lost job)
+                failures += 1
+                launcher = None
+                wait = pause_after(failures, self.poll_interval)
+                log.warning("cannot ask for job %s, next in %.0f s: %s", self.job_name, wait, error)
+                await asyncio.sleep(wait)
+                continue
+            failures = 0
+            if status.settled:
+                yield TriggerEvent(status.dump())
+                return
+            await asyncio.sleep(self.poll_interval)
+
+    async def on_kill(self) -> None:
+        """Stop the job: a person ended the task that waits for it."""
+        await asyncio.to_thread(self._stop, "its task was stopped in Airflow while it waited")
+
+    def _look(self, launcher: Launcher) -> JobStatus:
+        status = launcher.status(self.job_name)
+        if status is None:
+            return JobStatus(
+                name=self.job_name, phase=JobPhase.LOST, reason="the engine does not know the job any more"
+            )
+        if not status.settled:
+            launcher.renew(self.job_name)
+            if self.deadline is not None and time.time() >= self.deadline:
+                launcher.stop(self.job_name, "its deadline passed")
+        return status
+
+    def _stop(self, reason: str) -> None:
+        _open(self.launcher_conn_id).stop(self.job_name, reason)
+
+
+def _open(launcher_conn_id: str) -> Launcher:
+    return LauncherHook(launcher_conn_id).launcher
