@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,7 @@ from deepseek_ops.core.quantities import (
     parse_span,
 )
 
+T = TypeVar("T")
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and list positions from a model down to a value."""
 
@@ -91,10 +92,18 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"Did you mean {meant!r}?" if meant else "Use one of: " + ", ".join(sorted(known)) + "."
 
 
+def without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the values. Raises ValueError naming the first one that stands there twice."""
+    again = next((value for at, value in enumerate(values) if value in values[:at]), None)
+    if again is not None:
+        raise ValueError(f"{again!r} stands there twice; name each once")
+    return values
+
+
 class Config(BaseModel):
     """A part of a file that people write: frozen, unknown keys refused by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -102,7 +111,7 @@ class Config(BaseModel):
         if not isinstance(data, dict):
             return data
         known = [info.alias or name for name, info in cls.model_fields.items()]
-        unknown = [str(key) for key in data if key not in known and key not in cls.model_fields]
+        unknown = [str(key) for key in data if key not in known]
         if unknown:
             found = (
                 Problem((key,), f"unknown key {key!r}.", nearest(key, known), meant=closest(key, known))
@@ -145,7 +154,7 @@ Duration = Annotated[
 ]
 Percent = Annotated[
     float,
-    PlainValidator(lambda value: value if isinstance(value, float) else parse_percent(value)),
+    PlainValidator(parse_percent),
     PlainSerializer(format_percent, return_type=str),
     WithJsonSchema({"type": "string", "pattern": r"^\d{1,3}(\.\d+)? ?%$", "examples": ["20%"]}),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from deepseek_ops.core.config.base import (
     VersionText,
     Word,
     nearest,
+    without_repeats,
 )
 from deepseek_ops.core.config.globs import matches_ref
 from deepseek_ops.core.config.setup import SplitName
@@ -167,19 +169,22 @@ class Deployment(Config):
             return {**data, "steps": (100,)}
         return data
 
+    @field_validator("formats")
+    @classmethod
+    def _once_each(cls, value: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+        return without_repeats(value)
+
+    @field_validator("steps")
+    @classmethod
+    def _rise_to_100(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value[-1] != 100 or any(left >= right for left, right in itertools.pairwise(value)):
+            raise ValueError("the steps do not rise to 100; write for example [5, 20, 50, 100]")
+        return value
+
     @model_validator(mode="after")
-    def _consistent(self) -> Deployment:
-        problems = []
-        if len(set(self.formats)) < len(self.formats):
-            problems.append(Problem(("formats",), "a format stands there twice.", "Name each format once."))
-        rising = all(left < right for left, right in zip(self.steps, self.steps[1:], strict=False))
-        if not rising or self.steps[-1] != 100:
-            shown = ", ".join(map(str, self.steps))
-            problems.append(Problem(("steps",), f"the steps {shown} do not rise to 100.", "Such as [5, 20, 50, 100]."))
-        elif self.strategy != "canary" and self.steps != (100,):
-            problems.append(Problem(("steps",), f"{self.strategy} has no steps.", "Remove them, or use canary."))
-        if problems:
-            raise Problems(tuple(problems))
+    def _steps_belong_to_canary(self) -> Deployment:
+        if self.strategy != "canary" and self.steps != (100,):
+            raise Problems((Problem(("steps",), f"{self.strategy} has no steps.", "Remove them, or use canary."),))
         return self
 
 
@@ -197,6 +202,11 @@ class Experiment(Config):
     variants: tuple[Variant, ...] = Field(min_length=1, description="Versions under test.")
     metrics: tuple[Word, ...] = Field(default=("latency",), min_length=1, description="The first one decides.")
 
+    @field_validator("metrics")
+    @classmethod
+    def _once_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return without_repeats(value)
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         problems = []
@@ -211,8 +221,6 @@ class Experiment(Config):
         if total >= 100:
             remedy = "Leave some traffic to the control."
             problems.append(Problem(("variants",), f"the variants get {total:g}% together.", remedy))
-        if len(set(self.metrics)) < len(self.metrics):
-            problems.append(Problem(("metrics",), "a metric stands there twice.", "Name each metric once."))
         if problems:
             raise Problems(tuple(problems))
         return self

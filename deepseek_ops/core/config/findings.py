@@ -108,8 +108,8 @@ def _cross_check(trail: _Trail, one: Problem) -> Finding:
     model = trail[-1]
     spot = [*trail[:-1], *_follow(model, one.place)]
     node = spot[-1]
-    missing = one.place and isinstance(one.place[-1], str) and len(spot) - len(trail) < len(one.place)
-    key = _below(node, str(one.place[-1])) if missing else node.key
+    found = len(spot) - len(trail) == len(one.place) or not isinstance(node.value, dict)
+    key = node.key if found else _below(node, str(one.place[-1]))
     needs = (key or "(file)", *(_needed(model, place) for place in one.needs))
     meant = (_below(model, one.meant),) if one.meant else ()
     return Finding(node.line, key, _masked(one.problem), one.remedy, needs, _target(spot), (node.key, *meant))
@@ -146,7 +146,7 @@ def _words(detail: ErrorDetails, node: Located) -> tuple[str, str]:
     if kind == "union_tag_not_found":
         return f"the entry {shown} has no type.", "Add 'type: ...'."
     if kind == "value_error":
-        return f"{shown} is refused: {_masked(str(context['error']))}.".replace("..", "."), ""
+        return f"{shown} is refused: {_masked(str(context['error'])).removesuffix('.')}.", ""
     if kind == "string_pattern_mismatch":  # the one pattern without words of its own is that of names
         return f"{shown} is not a name.", "Use up to 100 letters, digits, '.', '_', '-'; a letter or digit first."
     if kind in ("too_short", "too_long"):

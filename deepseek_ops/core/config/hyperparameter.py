@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
 
-from deepseek_ops.core.config.base import Config, Number, Problem, Problems, nearest
+from deepseek_ops.core.config.base import Config, Number, Problem, Problems, nearest, without_repeats
 from deepseek_ops.core.records import Hyperparameters
 
 _USUAL_NAMES = {
@@ -25,6 +25,9 @@ _USUAL_NAMES = {
 _KNOWN: list[JsonValue] = [*Hyperparameters.model_fields]
 INTEGER_HYPERPARAMETERS = frozenset({"batch_size", "max_steps", "sequence_length"})
 """Hyperparameters that are whole numbers, whatever range they are searched in."""
+
+_MOST_CHOICES = 10_000
+"""Steps of a range up to which it is a list of choices."""
 
 
 class Hyperparameter(Config):
@@ -47,6 +50,11 @@ class Hyperparameter(Config):
             raise ValueError(f"no hyperparameter has this name. {remedy} Known: {', '.join(known)}")
         return value
 
+    @field_validator("values")
+    @classmethod
+    def _once_each(cls, value: tuple[int | float, ...] | None) -> tuple[int | float, ...] | None:
+        return without_repeats(value) if value is not None else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Hyperparameter:
         problems = [*self._shape_problems(), *self._value_problems()]
@@ -59,24 +67,29 @@ class Hyperparameter(Config):
         if len(given) != 1:
             what = " and ".join(given) if given else "no value"
             return [Problem((), f"{self.name} has {what}.", "Give one of value, values and range.")]
-        found = []
-        if self.values is not None and len(set(self.values)) < len(self.values):
-            found.append(Problem(("values",), "a value stands there twice.", "Name each value once."))
-        if self.range is None:
-            remedy = "Remove it, or give range: [lo, hi]."
-            stray = [name for name in ("log", "step") if getattr(self, name)]
-            return found + [Problem((name,), f"{name} belongs to a range.", remedy) for name in stray]
-        return found + self._range_problems(*self.range)
+        if self.range is not None:
+            return self._range_problems(*self.range)
+        stray = [name for name in ("log", "step") if getattr(self, name)]
+        remedy = "Remove it, or give range: [lo, hi]."
+        return [Problem((name,), f"{name} belongs to a range.", remedy) for name in stray]
 
     def _range_problems(self, low: float, high: float) -> list[Problem]:
         if not low < high:
             return [Problem(("range",), f"{low} is not below {high}.", "Write [low, high].")]
         if self.log and low <= 0:
             return [Problem(("range",), "a logarithmic range starts above 0.", "Raise the lower end, or drop log.")]
-        if self.step is not None and self.log:
+        return [] if self.step is None else self._step_problems(self.step, high - low)
+
+    def _step_problems(self, step: float, width: float) -> list[Problem]:
+        if self.log:
             return [Problem(("step",), "a logarithmic range has no step.", "Use values instead, or drop one of them.")]
-        if self.step is not None and not 0 < self.step <= high - low:
-            return [Problem(("step",), f"step {self.step} does not fit the range.", f"Use at most {high - low}.")]
+        if not 0 < step <= width:
+            return [Problem(("step",), f"step {step} does not fit the range.", f"Use at most {width}.")]
+        if self.is_integer and step != int(step):
+            return [Problem(("step",), f"{self.name} is a whole number, step {step} is not.", "Use a whole step.")]
+        if width / step > _MOST_CHOICES:
+            text = f"the range has more than {_MOST_CHOICES:,} steps."
+            return [Problem(("step",), text, "Use a wider step, or none to draw any value.")]
         return []
 
     def _value_problems(self) -> list[Problem]:
@@ -109,8 +122,15 @@ class Hyperparameter(Config):
         step = 1 if self.step is None and self.is_integer and not self.log else self.step
         if step is None:
             return None
+        if (high - low) / step > _MOST_CHOICES:
+            return None
         count = math.floor((high - low) / step + 1e-9) + 1
-        return tuple(low + at * step for at in range(count)) if count <= 10_000 else None
+        return tuple(_tidy(low + at * step) for at in range(count))
+
+
+def _tidy(value: float) -> int | float:
+    """Return the value as a person would have written it: 0.3, not 0.30000000000000004."""
+    return value if isinstance(value, int) else float(f"{value:.12g}")
 
 
 _ADAPTERS = {

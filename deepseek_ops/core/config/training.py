@@ -98,20 +98,25 @@ class Training(Config):
             for name, given in value.items()
         )
 
-    @model_validator(mode="after")
-    def _fits(self) -> Training:
-        problems = [*self._duplicates(), *self._indivisible()]
-        if problems:
-            raise Problems(tuple(problems))
-        return self
-
-    def _duplicates(self) -> list[Problem]:
-        names = [one.name for one in self.hyperparameters]
-        return [
-            Problem(("hyperparameters", at, "name"), f"{name} is given twice.", "Keep one of them.")
+    @field_validator("hyperparameters")
+    @classmethod
+    def _once_each(cls, value: tuple[Hyperparameter, ...]) -> tuple[Hyperparameter, ...]:
+        names = [one.name for one in value]
+        found = [
+            Problem((at,), f"{name} is given twice.", "Keep one of them.")
             for at, name in enumerate(names)
             if name in names[:at]
         ]
+        if found:
+            raise Problems(tuple(found))
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        problems = self._indivisible()
+        if problems:
+            raise Problems(tuple(problems))
+        return self
 
     def _indivisible(self) -> list[Problem]:
         world = self.nodes * self.gpus_per_node
