@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from deepseek_ops.core.errors import ObjectExistsError
-from deepseek_ops.core.jobs import JobSpec, JobStatus
+from deepseek_ops.core.jobs import JobStatus
 from deepseek_ops.core.ports import Facts
 from deepseek_ops.core.records import CostEntry, Record
 from deepseek_ops.cost.prices import PriceList
@@ -46,19 +46,19 @@ def cost_entry(prices: PriceList, *, run: str, job: str, label: str, device: str
 
 
 def account(
-    facts: Facts, prices: PriceList, *, run: str, job: JobSpec, status: JobStatus, label: str, device: str = "cpu"
+    facts: Facts, prices: PriceList, *, run: str, status: JobStatus, label: str, device: str = "cpu"
 ) -> CostEntry:
     """Store what the job's latest attempt cost and return the entry; a second call returns the first one's.
 
     A status counts the device-seconds of all attempts, so those that are stored already are taken off: an attempt
     that was lost stays labelled as it was and is not paid twice. A job that several runs share is paid by the first.
     """
-    key = f"{job.name}/{status.attempt}/{label}"
-    stored = {fact.key: CostEntry.load(fact.body) for fact in facts.find(COST, prefix=f"{job.name}/", limit=_LIMIT)}
+    key = f"{status.name}/{status.attempt}/{label}"
+    stored = {fact.key: CostEntry.load(fact.body) for fact in facts.find(COST, prefix=f"{status.name}/", limit=_LIMIT)}
     if key in stored:
         return stored[key]
     seconds = max(status.device_seconds - sum(entry.device_seconds for entry in stored.values()), 0.0)
-    entry = cost_entry(prices, run=run, job=job.name, label=label, device=device, device_seconds=seconds)
+    entry = cost_entry(prices, run=run, job=status.name, label=label, device=device, device_seconds=seconds)
     try:
         facts.insert(COST, key, entry.dump(), run=run)
     except ObjectExistsError:

@@ -14,7 +14,7 @@ from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.adapters.facts.store import SqlFacts
 from deepseek_ops.core.config import InvalidPipelineError
 from deepseek_ops.core.errors import ConfigError, InvalidRecordError
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.jobs import JobPhase, JobStatus
 from deepseek_ops.core.records import CostEntry
 from deepseek_ops.cost import (
     PriceList,
@@ -37,7 +37,7 @@ PRICES = PriceList.model_validate(
         ]
     }
 )
-JOB = JobSpec(name="train-1", kind="train", payload={})
+JOB = "train-1"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def facts(tmp_path: Path) -> SqlFacts:
 
 
 def status(phase: JobPhase, attempt: int, device_seconds: float) -> JobStatus:
-    return JobStatus(name=JOB.name, phase=phase, attempt=attempt, device_seconds=device_seconds)
+    return JobStatus(name=JOB, phase=phase, attempt=attempt, device_seconds=device_seconds)
 
 
 def test_the_price_list_of_the_project_prices_cpu_and_says_where_each_price_is_from() -> None:
@@ -112,7 +112,7 @@ def test_an_attempt_is_accounted_once_whoever_calls(facts: SqlFacts) -> None:
     done = status(JobPhase.SUCCEEDED, 1, 7200)
 
     def once(run: int) -> CostEntry:
-        return account(facts, PRICES, run=f"r{run}", job=JOB, status=done, label="productive")
+        return account(facts, PRICES, run=f"r{run}", status=done, label="productive")
 
     with ThreadPoolExecutor(8) as pool:
         entries = set(pool.map(once, range(8)))
@@ -121,9 +121,9 @@ def test_an_attempt_is_accounted_once_whoever_calls(facts: SqlFacts) -> None:
 
 
 def test_a_second_attempt_pays_only_for_what_the_first_did_not(facts: SqlFacts) -> None:
-    account(facts, PRICES, run="r", job=JOB, status=status(JobPhase.LOST, 1, 3600), label="failed")
-    account(facts, PRICES, run="r", job=JOB, status=status(JobPhase.SUCCEEDED, 2, 3600 + 1800), label="productive")
-    account(facts, PRICES, run="r", job=JOB, status=status(JobPhase.SUCCEEDED, 2, 3600 + 1800), label="productive")
+    account(facts, PRICES, run="r", status=status(JobPhase.LOST, 1, 3600), label="failed")
+    account(facts, PRICES, run="r", status=status(JobPhase.SUCCEEDED, 2, 3600 + 1800), label="productive")
+    account(facts, PRICES, run="r", status=status(JobPhase.SUCCEEDED, 2, 3600 + 1800), label="productive")
     summary = summarise(entries_of(facts, "r"))
     assert summary.usd_by_label == {"productive": pytest.approx(0.5), "failed": pytest.approx(1.0)}
     assert summary.device_seconds == 5400
@@ -133,9 +133,9 @@ def test_a_second_attempt_pays_only_for_what_the_first_did_not(facts: SqlFacts) 
 
 
 def test_a_job_whose_name_begins_like_another_is_another(facts: SqlFacts) -> None:
-    longer = JOB.evolve(name="train-12")
-    account(facts, PRICES, run="r", job=longer, status=status(JobPhase.SUCCEEDED, 1, 3600), label="productive")
-    mine = account(facts, PRICES, run="r", job=JOB, status=status(JobPhase.SUCCEEDED, 1, 3600), label="productive")
+    longer = status(JobPhase.SUCCEEDED, 1, 3600).evolve(name="train-12")
+    account(facts, PRICES, run="r", status=longer, label="productive")
+    mine = account(facts, PRICES, run="r", status=status(JobPhase.SUCCEEDED, 1, 3600), label="productive")
     assert mine.device_seconds == 3600
 
 
