@@ -49,15 +49,17 @@ class TokenWriter:
         self._width = 2 if self._dtype == "uint16" else 4
         self._shard_tokens = shard_tokens
         self._shard = 0
-        self._ids: list[Sequence[int]] = []
+        self._ids: list[ndarray] = []
         self._starts: list[int] = []
         self._held = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, ids: Sequence[int]) -> None:
         """Append one document with its end token."""
+        import numpy as np
+
         self._starts.append(self._held)
-        self._ids.append(ids)
+        self._ids.append(np.asarray(ids, dtype=f"<u{self._width}"))
         self._held += len(ids)
         self.num_tokens += len(ids)
         self.num_documents += 1
@@ -72,7 +74,7 @@ class TokenWriter:
     def _flush(self) -> None:
         import numpy as np
 
-        flat = np.fromiter((token for ids in self._ids for token in ids), dtype=f"<u{self._width}")
+        flat = np.concatenate(self._ids)
         stem = self.folder / f"{self.split}-{self._shard:05d}"
         index = {"format": FORMAT, "dtype": self._dtype, "num_tokens": self._held, "documents": self._starts}
         stem.with_suffix(".bin").write_bytes(flat.tobytes())

@@ -21,7 +21,7 @@ from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.tokens import TokenSplit
 from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
 from deepseek_ops.jobs.training_data import TOKENIZER, TOKENS, local_dataset, local_files
-from deepseek_ops.jobs.training_engine import PRELOAD, device_of, end_ranks, start_engine, start_ranks
+from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_engine, start_ranks
 from deepseek_ops.jobs.training_loop import Ending, Loop, Ranks
 from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
 from deepseek_ops.jobs.training_publish import check_export, export_model, loss_on
@@ -30,8 +30,6 @@ from deepseek_ops.training.batches import BatchPlan
 from deepseek_ops.training.deepspeed_config import deepspeed_config, micro_batch_of
 from deepseek_ops.training.guardian import Guardian
 from deepseek_ops.training.schedule import total_steps
-
-__all__ = ["PRELOAD", "run"]
 
 CHECKED_SAMPLES = 8
 
@@ -102,7 +100,7 @@ def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Paths:
 
     def fetch() -> Paths:
         base = local_files(context, plan.base, "base") if plan.base is not None else None
-        return Paths(dataset=local_dataset(context, plan.dataset), base=base)
+        return Paths(dataset=local_dataset(context, plan.dataset, TOKENS, TOKENIZER), base=base)
 
     if _local_rank(context) == 0:
         fetch()
@@ -112,7 +110,11 @@ def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Paths:
 
 def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams, paths: Paths) -> Loop:
     hyper = plan.hyperparameters
-    splits = {name: TokenSplit(paths.dataset / TOKENS, name, length=hyper.sequence_length) for name in ("train", "val")}
+    splits = {
+        name: TokenSplit(paths.dataset / TOKENS, name, length=hyper.sequence_length)
+        for name in ("train", "val")
+        if name == "train" or any((paths.dataset / TOKENS).glob(f"{name}-*.json"))
+    }
     batches = BatchPlan(
         seed=plan.seed,
         num_samples=len(splits["train"]),
@@ -173,7 +175,8 @@ def _publish(context: JobContext, loop: Loop, tokenizer: Path) -> Checkpoint:
     """Return the checkpoint with its model stored; every rank calls it, rank 0 writes, checks and uploads."""
     folder = context.work / "model"
     export_model(loop.engine, loop.plan, tokenizer, folder, rank=loop.ranks.rank)
-    batch = loop.tensor(loop.val, range(min(CHECKED_SAMPLES, len(loop.val))))
+    held = loop.val or loop.train
+    batch = loop.tensor(held, range(min(CHECKED_SAMPLES, len(held))))
     loop.engine.eval()
     expected = loss_on(loop.engine, batch)  # by every rank: ZeRO-3 gathers the weights for it
     if loop.ranks.rank != 0:

@@ -15,15 +15,16 @@ DOCUMENTS = "documents"
 TOKENIZER = "tokenizer"
 
 
-def local_dataset(context: JobContext, dataset: DatasetVersion) -> Path:
-    """Return the folder of the dataset version below the job's work folder, fetched if it is not there yet."""
+def local_dataset(context: JobContext, dataset: DatasetVersion, *folders: str) -> Path:
+    """Return the folder of the version's ``folders`` below the job's work folder, fetched if it is not there yet."""
 
     def fetch(target: Path) -> None:
         from deepseek_ops.data import DatasetRepository
 
-        DatasetRepository.open(context.store).checkout(dataset.version, target)
+        patterns = tuple(f"{folder}/*" for folder in folders)
+        DatasetRepository.open(context.store).checkout(dataset.version, target, patterns=patterns)
 
-    return fetched_once(context.work / f"dataset-{dataset.version[:16]}", fetch)
+    return fetched_once(context.work / "-".join(["dataset", dataset.version[:16], *folders]), fetch)
 
 
 def local_files(context: JobContext, files: FileSet, name: str) -> Path:

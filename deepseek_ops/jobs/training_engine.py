@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from transformers import PreTrainedModel
 
-PRELOAD = (
-    "torch",
-    "numpy",
-    "deepspeed",
-    "transformers",
-    "transformers.models.deepseek_v3.modeling_deepseek_v3",
-    "tokenizers",
-    "safetensors.torch",
-)
-"""What a warm parent imports before it forks ranks: some 13 CPU-seconds that no rank has to spend again."""
-
 
 def device_of(local_rank: int) -> str:
     """Return the torch device of this rank."""

@@ -100,7 +100,7 @@ class Loop:
         self.engine = engine
         self.balance = balance
         self.batches = batches
-        self.train, self.val = splits["train"], splits["val"]
+        self.train, self.val = splits["train"], splits.get("val")
         self.ranks = ranks
         self.total_steps = total_steps
         self.guardian = guardian
@@ -115,8 +115,8 @@ class Loop:
         while self.progress.step < self.total_steps:
             metrics = self._step(self.progress.step)
             self.progress.step += 1
-            if self._due(self.plan.eval_steps) or self.progress.step == self.total_steps:
-                metrics["val_loss"] = self.validate()
+            if self.val is not None and (self._due(self.plan.eval_steps) or self.progress.step == self.total_steps):
+                metrics["val_loss"] = self.validate(self.val)
             ending = self._settle(metrics)
             last = self.progress.step == self.total_steps
             if ending is not None or self._due(self.plan.checkpoint_steps) or (last and self.plan.purpose == "train"):
@@ -125,7 +125,7 @@ class Loop:
                 return ending
         return None
 
-    def validate(self) -> float:
+    def validate(self, split: TokenSplit) -> float:
         """Return the mean loss of the validation samples in nats per token; every rank measures a share."""
         import torch
 
@@ -133,11 +133,11 @@ class Loop:
         module.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for indices, counted in self._eval_batches():
-                ids = self.tensor(self.val, indices)
+            for indices, counted in self._eval_batches(split):
+                ids = self.tensor(split, indices)
                 logits = module(input_ids=ids[:, :-1], use_cache=False).logits
                 loss = next_token_loss(logits[:counted], ids[:counted, 1:], reduction="sum")
-                sums += torch.tensor([float(loss), counted * self.val.length], dtype=torch.float64)
+                sums += torch.tensor([float(loss), counted * split.length], dtype=torch.float64)
         module.train()
         total, tokens = (float(value) for value in self.ranks.total(sums))
         return total / max(tokens, 1.0)
@@ -145,11 +145,11 @@ class Loop:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
-    def _eval_batches(self) -> list[tuple[list[int], int]]:
+    def _eval_batches(self, split: TokenSplit) -> list[tuple[list[int], int]]:
         """Return (indices, how many of them count): as many batches on every rank, or ZeRO-3 waits for ever."""
-        count = min(MAX_EVAL_SAMPLES, len(self.val))
-        chosen = [i * len(self.val) // count for i in range(count)]
-        size = max(1, EVAL_BATCH_TOKENS // self.val.length)
+        count = min(MAX_EVAL_SAMPLES, len(split))
+        chosen = [i * len(split) // count for i in range(count)]
+        size = max(1, EVAL_BATCH_TOKENS // split.length)
         rounds = math.ceil(count / (size * self.ranks.world_size))
         batches = []
         for turn in range(rounds):
