@@ -1,6 +1,52 @@
-"""Dataset versions: manifests, packs, snapshots, splits and checks over an ObjectStore."""
+"""Dataset versions: manifests, packs, snapshots, splits and checks over an ObjectStore.
 
-from deepseek_ops.data.blobs import StoreBlobs, blob_key
-from deepseek_ops.data.folders import UnsafeTargetError, UnstorableFileError
+``DatasetRepository`` is what most callers need; ``StoreBlobs`` stores sets of files that are no dataset (models,
+checkpoints) in the same content-addressed space. ``layout`` says where everything lies, ``pages`` why comparing two
+versions of a large dataset is cheap, ``repository`` why nothing is lost when writers race or die.
+"""
 
-__all__ = ["StoreBlobs", "UnsafeTargetError", "UnstorableFileError", "blob_key"]
+from deepseek_ops.data.blobs import StoreBlobs
+from deepseek_ops.data.checkout import NothingSelectedError, TargetNotEmptyError, VerifyReport
+from deepseek_ops.data.folders import ChangedWhileReadError, UnsafeTargetError, UnstorableFileError
+from deepseek_ops.data.layout import UnknownFormatError, UnsafeStoreError, blob_key
+from deepseek_ops.data.pointer import DatasetPointer, pointer_path, pointer_text, read_pointer
+from deepseek_ops.data.refs import TagMovedError
+from deepseek_ops.data.repository import (
+    BranchContendedError,
+    BranchMovedError,
+    DatasetRepository,
+    InvalidNameError,
+    LogEntry,
+    VersionNotFoundError,
+)
+from deepseek_ops.data.snapshot import EmptyDatasetError
+from deepseek_ops.data.split import SplitWeightsError, assign_split
+from deepseek_ops.data.trees import DatasetDiff
+
+__all__ = [
+    "BranchContendedError",
+    "BranchMovedError",
+    "ChangedWhileReadError",
+    "DatasetDiff",
+    "DatasetPointer",
+    "DatasetRepository",
+    "EmptyDatasetError",
+    "InvalidNameError",
+    "LogEntry",
+    "NothingSelectedError",
+    "SplitWeightsError",
+    "StoreBlobs",
+    "TagMovedError",
+    "TargetNotEmptyError",
+    "UnknownFormatError",
+    "UnsafeStoreError",
+    "UnsafeTargetError",
+    "UnstorableFileError",
+    "VerifyReport",
+    "VersionNotFoundError",
+    "assign_split",
+    "blob_key",
+    "pointer_path",
+    "pointer_text",
+    "read_pointer",
+]

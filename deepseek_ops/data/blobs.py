@@ -11,30 +11,25 @@ import secrets
 import shutil
 from pathlib import Path
 
-from deepseek_ops.core.errors import IntegrityError, LocalDiskError, ObjectNotFoundError
+from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import Digest, FileEntry, FileSet, digest_of
-from deepseek_ops.data.folders import LocalFile, checked_targets, scan_folder
+from deepseek_ops.data.folders import ChangedWhileReadError, LocalFile, checked_targets, local_error, scan_folder
+from deepseek_ops.data.layout import blob_key
 from deepseek_ops.data.parallel import in_parallel
 
-HASH_BYTES = 1 << 20
 RANGE_BYTES = 16 << 20
 ASK_FIRST_BYTES = 256 << 10
 """From this size on a HEAD is cheaper than sending what may be there already."""
 
 
-def blob_key(digest: Digest) -> str:
-    """Return the key of a blob."""
-    return f"objects/sha256/{digest[:2]}/{digest[2:4]}/{digest}"
-
-
-def hash_file(path: Path) -> Digest:
-    """Return the SHA-256 of a file. Raises LocalDiskError when it cannot be read."""
+def hash_file(path: Path) -> tuple[Digest, int]:
+    """Return SHA-256 and size of a file. Raises LocalDiskError when it cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
-        raise LocalDiskError(str(path), error.strerror or str(error)) from error
+        raise local_error(path, error) from error
 
 
 class StoreBlobs:
@@ -52,11 +47,18 @@ class StoreBlobs:
         return digest
 
     def put_file(self, path: Path) -> tuple[Digest, int]:
-        """Store one file and return its SHA-256 and size."""
-        digest, size = hash_file(path), path.stat().st_size
-        if not self._present(digest, size):
-            self._store.put_blob(blob_key(digest), path)
+        """Store one file and return its SHA-256 and size. Raises ChangedWhileReadError."""
+        digest, size = hash_file(path)
+        self.ensure(digest, size, path)
         return digest, size
+
+    def ensure(self, digest: Digest, size: int, path: Path) -> None:
+        """Store a file that was hashed already, unless it is there. Raises ChangedWhileReadError."""
+        if not self._present(digest, size):
+            try:
+                self._store.put_blob(blob_key(digest), path)
+            except IntegrityError:
+                raise ChangedWhileReadError(str(path)) from None
 
     def _present(self, digest: Digest, size: int) -> bool:
         if size < ASK_FIRST_BYTES:
@@ -78,7 +80,7 @@ class StoreBlobs:
         """
 
         def send(file: LocalFile) -> FileEntry:
-            digest, size = self.put_file(file.path)
+            digest, size = self.put_file(folder / file.name)
             return FileEntry(path=file.name, size=size, digest=digest)
 
         return FileSet(files=tuple(in_parallel(send, scan_folder(folder), self._workers)))
@@ -98,25 +100,26 @@ class StoreBlobs:
             self._fetch_into(files, staging)
             staging.rename(target)
         except OSError as error:
-            raise LocalDiskError(str(target), error.strerror or str(error)) from error
+            raise local_error(target, error) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _fetch_into(self, files: FileSet, target: Path) -> None:
         paths = checked_targets(target, [entry.path for entry in files.files])
-        in_parallel(lambda item: self.fetch(*item), zip(files.files, paths, strict=True), self._workers)
+        pairs = zip(files.files, paths, strict=True)
+        in_parallel(lambda pair: self.fetch(pair[0], Path(pair[1])), pairs, self._workers)
 
     def fetch(self, entry: FileEntry, target: Path) -> None:
         """Write one verified file to ``target``; a file there that is right already stays."""
-        if target.is_file() and target.stat().st_size == entry.size and hash_file(target) == entry.digest:
+        if target.is_file() and target.stat().st_size == entry.size and hash_file(target)[0] == entry.digest:
             return
         partial = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.part"
         try:
             self._store.download(blob_key(entry.digest), partial)
-            self._check(entry.digest, hash_file(partial))
+            self._check(entry.digest, hash_file(partial)[0])
             partial.replace(target)
         except OSError as error:
-            raise LocalDiskError(str(target), error.strerror or str(error)) from error
+            raise local_error(target, error) from error
         finally:
             partial.unlink(missing_ok=True)
 

@@ -7,14 +7,14 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import ValidationError
+from deepseek_ops.core.errors import LocalDiskError, PermanentError, TransientError
 
-from deepseek_ops.core.errors import LocalDiskError, PermanentError
-from deepseek_ops.core.records import FileEntry
-
-SKIPPED = frozenset({".git"})
-_NO_DIGEST = "0" * 64
+OWN_FOLDER = ".deepseek-ops"
+"""What we keep inside a dataset folder (the stat cache); never part of a version."""
+SKIPPED = frozenset({".git", OWN_FOLDER})
+MAX_NAME = 1024
 
 
 @dataclass(eq=False)
@@ -40,16 +40,29 @@ class UnsafeTargetError(PermanentError):
         return f"{self.path!r} is not written below {self.target}: it {self.problem}."
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFile:
-    """One file found below a folder."""
+@dataclass(eq=False)
+class ChangedWhileReadError(TransientError):
+    """Somebody writes to a file that is being stored."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path} changed while it was read; store the folder when nobody writes to it."
+
+
+class LocalFile(NamedTuple):
+    """One file found below a folder, as its ``stat`` was."""
 
     name: str
     """Relative POSIX path."""
-    path: Path
     size: int
     mtime_ns: int
     inode: int
+
+
+def local_error(path: str | Path, error: OSError) -> LocalDiskError:
+    """Return the error that says what this machine's disk refused."""
+    return LocalDiskError(str(path), error.strerror or str(error))
 
 
 def scan_folder(folder: Path) -> list[LocalFile]:
@@ -57,87 +70,99 @@ def scan_folder(folder: Path) -> list[LocalFile]:
 
     Raises UnstorableFileError for links, devices and unportable names, LocalDiskError for a folder that is missing.
     """
-    found = list(_scan(folder, ""))
-    found.sort(key=lambda file: file.name)
-    return found
+    return sorted(_scan(str(folder), ""))
 
 
-def _scan(folder: Path, prefix: str) -> Iterator[LocalFile]:
+def _scan(folder: str, prefix: str) -> Iterator[LocalFile]:
     try:
         with os.scandir(folder) as entries:
             children = list(entries)
     except OSError as error:
-        raise LocalDiskError(str(folder), error.strerror or str(error)) from error
+        raise local_error(folder, error) from error
     for child in children:
         if child.name in SKIPPED:
             continue
-        name = prefix + child.name
         try:
             status = child.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # removed since the folder was read: the same as never seen
         except OSError as error:
-            raise LocalDiskError(child.path, error.strerror or str(error)) from error
-        if stat.S_ISDIR(status.st_mode):
-            yield from _scan(Path(child.path), f"{name}/")
-        elif stat.S_ISREG(status.st_mode):
-            _check_name(name)
-            yield LocalFile(name, Path(child.path), status.st_size, status.st_mtime_ns, status.st_ino)
+            raise local_error(child.path, error) from error
+        if stat.S_ISREG(status.st_mode):
+            name = _portable(prefix + child.name)
+            yield LocalFile(name, status.st_size, status.st_mtime_ns, status.st_ino)
+        elif stat.S_ISDIR(status.st_mode):
+            yield from _scan(child.path, f"{prefix}{child.name}/")
         else:
             raise UnstorableFileError(child.path, "is a symbolic link" if child.is_symlink() else "is no plain file")
 
 
-def _check_name(name: str) -> None:
+def _portable(name: str) -> str:
+    if "\\" in name or len(name) > MAX_NAME or not (name.isascii() or _encodes(name)):
+        raise UnstorableFileError(repr(name), f"has a backslash, no valid UTF-8 or over {MAX_NAME} characters")
+    return name
+
+
+def _encodes(name: str) -> bool:
     try:
         name.encode()
-        FileEntry(path=name, size=0, digest=_NO_DIGEST)
-    except (UnicodeEncodeError, ValidationError):
-        raise UnstorableFileError(
-            repr(name), "has a name that is not portable (backslash, bad UTF-8, too long)"
-        ) from None
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def checked_targets(target: Path, names: Sequence[str]) -> list[Path]:
+def checked_targets(target: Path, names: Sequence[str]) -> list[str]:
     """Return where each stored path goes below ``target``, with the folders made.
 
     Raises UnsafeTargetError for a path that leaves the target (also through a link that is there), appears twice, or
     is below another file of the set; nothing has been written then.
     """
-    _check_set(target, names)
-    made: set[Path] = {target}
-    paths = []
-    for name in names:
-        path = target / name
-        _make_parents(target, path.parent, made, name)
-        if path.is_symlink() or path.is_dir():
-            raise UnsafeTargetError(str(target), name, "would replace a link or a folder")
-        paths.append(path)
+    folders = _check_set(target, names)
+    root = str(target)
+    for folder in sorted(folders):  # parents sort before what is below them
+        _make_folder(root, folder)
+    paths = [f"{root}/{name}" for name in names]
+    for name, path in zip(names, paths, strict=True):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode):
+            raise UnsafeTargetError(root, name, "would replace a link, a folder or a device")
     return paths
 
 
-def _check_set(target: Path, names: Iterable[str]) -> None:
+def _check_set(target: Path, names: Iterable[str]) -> set[str]:
     seen: set[str] = set()
     folders: set[str] = set()
     for name in names:
-        parts = name.split("/")
-        if not name or "\x00" in name or "\\" in name or any(part in ("", ".", "..") for part in parts):
+        if not _is_plain(name):
             raise UnsafeTargetError(str(target), name, "is not a plain relative path")
         if name in seen:
             raise UnsafeTargetError(str(target), name, "appears twice")
         seen.add(name)
-        folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+        folder = name.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
     if both := seen & folders:
         raise UnsafeTargetError(str(target), min(both), "is both a file and a folder")
+    return folders
 
 
-def _make_parents(target: Path, folder: Path, made: set[Path], name: str) -> None:
-    if folder in made:
-        return
-    _make_parents(target, folder.parent, made, name)
+def _is_plain(name: str) -> bool:
+    if not name or "\x00" in name or "\\" in name or len(name) > MAX_NAME:
+        return False
+    parts = name.split("/")
+    return parts[0] not in SKIPPED and not any(part in ("", ".", "..") for part in parts)
+
+
+def _make_folder(root: str, folder: str) -> None:
+    path = f"{root}/{folder}"
     try:
-        folder.mkdir(exist_ok=True)
+        os.mkdir(path)  # noqa: PTH102  (per file of a large set: Path would double its cost)
     except FileExistsError:
-        raise UnsafeTargetError(str(target), name, "goes through a file") from None
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise UnsafeTargetError(root, folder, "goes through a link or a file") from None
     except OSError as error:
-        raise LocalDiskError(str(folder), error.strerror or str(error)) from error
-    if folder.is_symlink():
-        raise UnsafeTargetError(str(target), name, "goes through a symbolic link")
-    made.add(folder)
+        raise local_error(path, error) from error

@@ -92,6 +92,9 @@ class SeaweedServer:
                 # Somebody may have taken a port between our look and the server's bind: others are free.
                 if attempt == START_TRIES - 1 or not self._lost_a_port():
                     raise
+            except BaseException:
+                self.stop()
+                raise
             else:
                 return
 
