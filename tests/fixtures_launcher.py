@@ -167,3 +167,27 @@ def count(context: JobContext) -> dict[str, JsonValue]:
     if {"fail_rank", "die_rank"} & context.payload.keys():
         time.sleep(600)  # as a rank does that waits for a peer in a collective
     return {"rank": context.rank, "started_at": start, "restarts": context.restarts, "world": os.environ["WORLD_SIZE"]}
+
+
+def all_reduce(context: JobContext) -> dict[str, JsonValue]:
+    """Sum over the ranks with gloo, step by step, and say what this process looked like before it began."""
+    context.event("run", pid=os.getpid(), threads=len(list(Path("/proc/self/task").iterdir())),
+                  modules=[name for name in ("torch", "deepspeed") if name in sys.modules])  # fmt: skip
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    mark = context.work / "step"
+    start = int(mark.read_text()) if mark.exists() else 0
+    total = torch.zeros(1)
+    for step in range(start, int(str(context.payload["steps"]))):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        if context.rank == 0:
+            part = mark.with_suffix(".part")
+            part.write_text(str(step + 1))
+            part.replace(mark)
+        dist.barrier()
+        time.sleep(0.05)
+    dist.destroy_process_group()
+    return {"sum": total.item(), "started_at": start, "restarts": context.restarts}

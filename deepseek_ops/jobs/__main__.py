@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ def run_here(kind: str, file: Path, folder: Path) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     context = JobContext(spec, folder.resolve(), rank=rank, world_size=world, restarts=restarts)
+    signal.signal(signal.SIGTERM, lambda number, _: context.request_stop(signal.Signals(number).name))
     ending = call(context)
     if ending.result is None:
         context.event("failed", reason=ending.reason, error=ending.error, exit_status=ending.exit_status)

@@ -58,6 +58,7 @@ class JobContext:
         self.restarts = restarts
         self.stop_seen = False
         """Whether the job's code has been told to stop. One that returns without having asked has finished."""
+        self._told = ""
         self._files = JobFolder(folder)
         self._store = store
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,15 +104,21 @@ class JobContext:
 
         Ranks may see it at different steps: a loop that communicates agrees on it first (an all-reduced flag).
         """
-        requested = self._files.stop_request(self.attempt) is not None
+        requested = bool(self.stop_reason)
         self.stop_seen = self.stop_seen or requested
         return requested
 
     @property
     def stop_reason(self) -> str:
         """Why the job has to stop; empty while it may go on."""
+        if self._told:
+            return self._told
         request = self._files.stop_request(self.attempt)
         return "" if request is None else request.reason
+
+    def request_stop(self, reason: str) -> None:
+        """Have this process's code stop: for engines that send signals and write no stop file."""
+        self._told = reason
 
     @property
     def is_current(self) -> bool:

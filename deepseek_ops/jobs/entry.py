@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from pydantic import Field, JsonValue
 
-from deepseek_ops.adapters.local_launcher.folder import JobFolder, plain
+from deepseek_ops.adapters.local_launcher.folder import JOB_VARIABLE, JobFolder, plain
 from deepseek_ops.core.errors import MissingDependencyError, PermanentError, TransientError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobSpec
 from deepseek_ops.core.records import Record
@@ -121,6 +121,7 @@ def worker_file(attempt: int) -> str:
 
 def prepare_process(files: JobFolder, spec: JobSpec) -> None:
     """Give this process the surroundings of a job: working directory, module path, line-wise logs, memory limit."""
+    os.environ[JOB_VARIABLE] = str(files.path)
     for entry in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if entry and entry not in sys.path:  # a process forked from the warm host did not read it at its start
             sys.path.insert(1, entry)

@@ -42,6 +42,9 @@ from deepseek_ops.core.records import Record
 MIN_FREE_BYTES = 64 << 20
 """Free space below which no job starts: a log and a few small files must always fit."""
 
+JOB_VARIABLE = "DEEPSEEK_OPS_RUNNING_JOB"
+"""Environment variable that names the folder of the job a process belongs to."""
+
 RecordT = TypeVar("RecordT", bound=Record)
 
 
@@ -66,7 +69,7 @@ class StopRequest(Record):
     """Why an attempt has to end. A timeout counts as a failure, a stop as somebody's decision."""
 
     attempt: int = Field(ge=1)
-    reason: str
+    reason: str = Field(min_length=1)
     cause: Literal["stop", "timeout"] = "stop"
 
 
@@ -83,6 +86,11 @@ class JobFolder:
     """The files of one job. Its methods raise JobFolderError and NoSpaceForJobError where the disk refuses."""
 
     path: Path
+
+    @property
+    def marker(self) -> str:
+        """``NAME=value`` in the environment of every program that the job starts: whose process it is."""
+        return f"{JOB_VARIABLE}={self.path}"
 
     @property
     def log(self) -> Path:

@@ -64,7 +64,7 @@ class LocalLauncher:
         python: str = sys.executable,
         min_free_bytes: int = MIN_FREE_BYTES,
     ) -> None:
-        self._root = root.absolute()
+        self._root = root.resolve()
         self._warm = warm
         self._python = python
         self._min_free_bytes = min_free_bytes
@@ -131,7 +131,7 @@ class LocalLauncher:
         if status.settled:
             return
         files = self._files(name)
-        files.request_stop(StopRequest(attempt=status.attempt, reason=reason))
+        files.request_stop(StopRequest(attempt=status.attempt, reason=reason or "no reason given"))
         supervisor = files.read("supervisor.json", Supervisor)
         if supervisor is not None and _is_here(supervisor):
             with contextlib.suppress(ProcessLookupError):
@@ -181,9 +181,10 @@ class LocalLauncher:
             time.sleep(0.1)
             running = [name for name in running if not self._status(name).settled]
         for name in running:
-            supervisor = self._files(name).read("supervisor.json", Supervisor)
+            files = self._files(name)
+            supervisor = files.read("supervisor.json", Supervisor)
             if supervisor is not None and _is_here(supervisor):
-                processes.kill_session(supervisor.pid, supervisor.start_ticks)
+                processes.kill_session(supervisor.pid, supervisor.start_ticks, marker=files.marker)
         for host in hosts_below(self._root):
             host.stop()
 
@@ -242,4 +243,4 @@ def _kill_leftovers(files: JobFolder) -> None:
     supervisor = files.read("supervisor.json", Supervisor)
     if supervisor is None or supervisor.machine != processes.machine() or _is_here(supervisor):
         return
-    processes.kill_session(supervisor.pid, supervisor.start_ticks)
+    processes.kill_session(supervisor.pid, supervisor.start_ticks, marker=files.marker)

@@ -87,8 +87,10 @@ def kill_descendants(*, timeout_seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def kill_session(session: int, start_ticks: int, *, timeout_seconds: float = 10.0) -> None:
-    """Kill what is left of the session that a process of this id and start time led; returns when it is empty.
+def kill_session(session: int, start_ticks: int, *, marker: str, timeout_seconds: float = 10.0) -> None:
+    """Kill what is left of the session that a process of this id and start time led; returns when nothing is.
+
+    Programs that left the session are known by ``marker``, a ``NAME=value`` in the environment they were started with.
 
     The kernel does not give an id away while a session of that number has members. So a leader with another start
     time means that the old session is empty, and what carries the number now belongs to somebody else.
@@ -96,13 +98,24 @@ def kill_session(session: int, start_ticks: int, *, timeout_seconds: float = 10.
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         leader = process(session)
-        if leader is not None and leader.start_ticks != start_ticks:
-            return
-        members = [p.pid for p in _processes() if p.session == session and p.start_ticks >= start_ticks]
+        is_ours = leader is None or leader.start_ticks == start_ticks
+        members = [
+            found.pid
+            for found in _processes()
+            if found.start_ticks >= start_ticks
+            and ((is_ours and found.session == session) or _was_started_with(found.pid, marker))
+        ]
         if not members:
             return
         _kill(members)
         time.sleep(0.01)
+
+
+def _was_started_with(pid: int, marker: str) -> bool:
+    try:
+        return marker.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or belongs to somebody else
+        return False
 
 
 def _processes() -> Iterator[Process]:

@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Mapping
 
 from deepseek_ops.adapters.local_launcher.errors import JobStartError
-from deepseek_ops.adapters.local_launcher.folder import JobFolder, disk
+from deepseek_ops.adapters.local_launcher.folder import JOB_VARIABLE, JobFolder, disk
 from deepseek_ops.adapters.local_launcher.reading import read_log
 
 START_TIMEOUT_SECONDS = 120.0
-_OUR_CALLERS_OWN = ("AIRFLOW_", "_AIRFLOW_", "__AIRFLOW_")
-"""Variables with these prefixes stay out of jobs: they hold Airflow's database, keys and connections."""
+_CALLERS_OWN = ("AIRFLOW_", "_AIRFLOW_", "__AIRFLOW_", JOB_VARIABLE)
+"""Variables with these prefixes stay out of jobs: Airflow's database, keys and connections, a calling job's name."""
 
 
 def start_cold(files: JobFolder, name: str, python: str, environment: Mapping[str, str], lock: int) -> None:
@@ -49,4 +49,4 @@ def start_cold(files: JobFolder, name: str, python: str, environment: Mapping[st
 
 def job_environment() -> dict[str, str]:
     """Return this process's environment for a job: all of it but Airflow's own settings, keys and connections."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_OUR_CALLERS_OWN)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_CALLERS_OWN)}
