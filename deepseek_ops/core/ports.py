@@ -125,7 +125,10 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NewCommit:
-    """A commit to make on top of a branch: files to add or replace, and the message."""
+    """A commit to make on top of a branch: files to add or replace, and the message.
+
+    With an empty ``branch`` no branch moves: the commit is held by the tags of the same publish.
+    """
 
     branch: str
     parent: str
@@ -205,6 +208,12 @@ class Launcher(Protocol):
 
     def events(self, name: str, after: int = 0) -> list[dict[str, JsonValue]]:
         """Return the job's events (JSON lines: restarts, alerts, metrics) after the first ``after``."""
+
+    def retire(self, name: str) -> None:
+        """Forget a settled job: its log, events and scratch files. A job that is not known is no error."""
+
+    def prewarm(self) -> None:
+        """Get ready for jobs that will come soon; returns at once, and may do nothing."""
 
     def list(self) -> list[JobStatus]:
         """Return every job this launcher knows."""

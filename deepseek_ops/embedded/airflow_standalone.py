@@ -182,12 +182,12 @@ class AirflowClient:
     def runs(self, dag_id: str) -> list[dict[str, JsonValue]]:
         """Return the DAG's runs, newest first."""
         answer = self.get(f"/dags/{dag_id}/dagRuns", limit=50, order_by="-run_after")
-        return _rows(answer, "dag_runs")
+        return rows(answer, "dag_runs")
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, JsonValue]]:
         """Return the run's task instances, mapped ones included."""
         answer = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=100)
-        return _rows(answer, "task_instances")
+        return rows(answer, "task_instances")
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> JsonValue:
         """Return what a task returned."""
@@ -197,8 +197,8 @@ class AirflowClient:
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> str:
         """Return the log of one try as text, one line an event."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        rows = _rows(self.get(path, map_index=map_index), "content")
-        return "\n".join(str(row.get("event", "")) for row in rows)
+        content = rows(self.get(path, map_index=map_index), "content")
+        return "\n".join(str(row.get("event", "")) for row in content)
 
     def _call(
         self,
@@ -224,6 +224,7 @@ class AirflowClient:
         return parsed
 
 
-def _rows(answer: Mapping[str, JsonValue], key: str) -> list[dict[str, JsonValue]]:
+def rows(answer: Mapping[str, JsonValue], key: str) -> list[dict[str, JsonValue]]:
+    """Return the objects of a list in an answer."""
     value = answer.get(key)
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []

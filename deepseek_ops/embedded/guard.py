@@ -1,4 +1,4 @@
-"""``python -m deepseek_ops.embedded.guard [--keep] -- COMMAND``: run a server and let nothing of it survive.
+"""``python -m deepseek_ops.embedded.guard [--keep] [--grace SECONDS] -- COMMAND``: run a server and let nothing of it survive.
 
 The guard becomes a child subreaper, so daemons that detach themselves are re-parented to it and not to init. It ends
 the tree on SIGTERM/SIGINT, when the command ends, and, without ``--keep``, when its standard input reaches its end
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = "15"
 
 
 def descendants(root: int) -> list[int]:
@@ -47,13 +47,13 @@ def _reap() -> None:
             pass
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _end(server: subprocess.Popen[bytes], grace: float) -> None:
     if server.poll() is None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(GRACE_SECONDS)
+            server.wait(grace)
     # What is left had its own session (jobs, daemons): ask once, then insist.
-    for sign, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
+    for sign, seconds in ((signal.SIGTERM, min(grace, 5.0)), (signal.SIGKILL, 10.0)):
         deadline = time.monotonic() + seconds
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
@@ -67,7 +67,9 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 def main(arguments: list[str]) -> int:
     """Run the command after ``--`` and return its exit status (128 + signal when it was killed)."""
     split = arguments.index("--")
-    keep = "--keep" in arguments[:split]
+    options = arguments[:split]
+    keep = "--keep" in options
+    grace = float(options[options.index("--grace") + 1] if "--grace" in options else GRACE_SECONDS)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stopping = False
 
@@ -86,7 +88,7 @@ def main(arguments: list[str]) -> int:
                 ready, _, _ = select.select([sys.stdin], [], [], 0.5)
                 if ready and not os.read(sys.stdin.fileno(), 1):
                     stopping = True
-    _end(server)
+    _end(server, grace)
     status = server.returncode
     return 128 - status if status is not None and status < 0 else int(status or 0)
 

@@ -72,10 +72,18 @@ class GuardedProcess:
         folder: Where ``<name>.log`` and ``<name>.process.json`` go.
         environment: The server's whole environment.
         keep: Leave the server up when the owner ends; ``end_recorded`` ends it.
+        grace_seconds: Between SIGTERM and SIGKILL.
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], keep: bool = False
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        folder: Path,
+        environment: Mapping[str, str],
+        keep: bool = False,
+        grace_seconds: float = 15.0,
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
@@ -83,12 +91,14 @@ class GuardedProcess:
         self._argv = list(argv)
         self._environment = dict(environment)
         self._keep = keep
+        self._grace = grace_seconds
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server; its output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        guard = [sys.executable, "-m", "deepseek_ops.embedded.guard", *(["--keep"] if self._keep else []), "--"]
+        options = ["--grace", str(self._grace), *(["--keep"] if self._keep else [])]
+        guard = [sys.executable, "-m", "deepseek_ops.embedded.guard", *options, "--"]
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
                 [*guard, *self._argv],

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
-from deepseek_ops.adapters.git.errors import TagConflictError, explain, problem_line
+from deepseek_ops.adapters.git.errors import TagConflictError, UnsafePathError, explain, problem_line
+from deepseek_ops.adapters.git.export import path_problem
 from deepseek_ops.adapters.git.mirror import Mirror
 from deepseek_ops.adapters.git.refs import RemoteRef, list_refs
 from deepseek_ops.core.errors import DeepSeekOpsError, GitAccessError, RefNotFoundError, StaleRefError
@@ -40,7 +41,7 @@ def publish(
     git: Git, mirror: Mirror, *, commit: NewCommit | None, tags: Sequence[NewTag], delete: Sequence[str]
 ) -> dict[str, str]:
     """Push a commit, tags and deletions together and return name as given -> object id; deleted names map to ""."""
-    branches = [full_name(commit.branch, "heads")] if commit else []
+    branches = [full_name(commit.branch, "heads")] if commit and commit.branch else []
     wanted = [*branches, *(full_name(tag.name, "tags") for tag in tags), *delete]
     for name in wanted:
         require_ref_name(git, name)
@@ -49,7 +50,7 @@ def publish(
     work = mirror.history(_tips_to_know(git, commit, tags, there))
     made = ""
     if commit:
-        made = _plan_commit(git, mirror, commit, there.get(branches[0]), push)
+        made = _plan_commit(git, mirror, commit, there.get(branches[0]) if branches else None, push)
     for tag in tags:
         _plan_tag(git, mirror, tag, tag.target or made, there.get(full_name(tag.name, "tags")), push)
     for name in delete:
@@ -92,6 +93,8 @@ def _plan_commit(git: Git, mirror: Mirror, commit: NewCommit, current: RemoteRef
     work = mirror.history([commit.parent] if commit.parent else [])
     made = _build_commit(work, commit)
     push.ids[commit.branch] = made
+    if not commit.branch:
+        return made  # only a tag will hold it
     if current and current.oid == made:
         return made  # an earlier try got through
     if current and current.oid != commit.parent:
@@ -102,6 +105,9 @@ def _plan_commit(git: Git, mirror: Mirror, commit: NewCommit, current: RemoteRef
 
 def _build_commit(work: Git, commit: NewCommit) -> str:
     seconds = 0
+    for path in commit.files:
+        if problem := path_problem(path):
+            raise UnsafePathError(path, problem)
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-git-") as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         if commit.parent:

@@ -1,0 +1,59 @@
+"""The assets our DAGs are scheduled by and produce: the model repository, datasets, models, releases.
+
+Names are stable: Airflow knows an asset by its name and URI, and its watermarks hang on them.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import Asset, AssetWatcher
+from airflow.sdk.definitions.asset import Dataset, Model
+
+from deepseek_ops.airflow.triggers.data import ManifestTrigger
+from deepseek_ops.airflow.triggers.git import GitRefTrigger
+
+MODEL_REPOSITORY = Asset(
+    name="deepseek_ops_model_repository",
+    uri="deepseek-ops://repository/deepseek_ops_git",
+    group="repository",
+    watchers=[
+        AssetWatcher(
+            name="pushes",
+            trigger=GitRefTrigger(
+                git_conn_id="deepseek_ops_git",
+                asset_name="deepseek_ops_model_repository",
+                refs=["refs/heads/*"],
+                pipeline_file="deepseek.yaml",
+                poll_interval=5.0,
+            ),
+        )
+    ],
+)
+"""One event for each push that the pushed commit's own ``deepseek.yaml`` wants: branches and paths."""
+
+RAW_DATA = Asset(
+    name="deepseek_ops_raw_data",
+    uri="deepseek-ops://data/raw",
+    group="dataset",
+    watchers=[
+        AssetWatcher(
+            name="arrivals",
+            trigger=ManifestTrigger(
+                store_conn_id="deepseek_ops_lake",
+                asset_name="deepseek_ops_raw_data",
+                prefix="",
+                settle=300.0,
+                poll_interval=60.0,
+            ),
+        )
+    ],
+)
+"""One event for each settled upload below the lake connection's prefix."""
+
+DATASET = Dataset(name="deepseek_ops_dataset", uri="deepseek-ops://data/dataset")
+"""A new version of an ingested dataset."""
+
+MODEL = Model(name="deepseek_ops_model", uri="deepseek-ops://registry/model")
+"""A new version in the registry."""
+
+RELEASE = Model(name="deepseek_ops_release", uri="deepseek-ops://registry/release")
+"""A released version: an annotated tag in the model repository."""

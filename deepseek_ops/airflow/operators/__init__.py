@@ -1,0 +1,1 @@
+"""Operators: parse, call, dump. One module per domain package; nothing heavy is imported when a DAG is parsed."""

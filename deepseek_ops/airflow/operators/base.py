@@ -1,0 +1,154 @@
+"""What every operator of ours shares: connections, and following a job that runs outside the task's process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from pydantic import JsonValue
+
+from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
+from deepseek_ops.core.config import PipelineFile
+from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError, TransientError
+from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.pipeline.accounts import account_job
+from deepseek_ops.pipeline.once import remember, remembered
+from deepseek_ops.pipeline.runs import RunPlan, config_of
+
+
+class DeepSeekOpsOperator(BaseOperator):
+    """Base of our operators: connection ids, and the ports behind them, opened when the task runs.
+
+    :param store_conn_id: connection of the object store (templated).
+    :param facts_conn_id: connection of the facts database (templated).
+    :param launcher_conn_id: connection of the engine that runs jobs (templated).
+    :param git_conn_id: connection of the model repository (templated).
+    """
+
+    template_fields: Sequence[str] = ("store_conn_id", "facts_conn_id", "launcher_conn_id", "git_conn_id")
+
+    def __init__(
+        self,
+        *,
+        store_conn_id: str = "deepseek_ops_store",
+        facts_conn_id: str = "deepseek_ops_facts",
+        launcher_conn_id: str = "deepseek_ops_launcher",
+        git_conn_id: str = "deepseek_ops_git",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.store_conn_id = store_conn_id
+        self.facts_conn_id = facts_conn_id
+        self.launcher_conn_id = launcher_conn_id
+        self.git_conn_id = git_conn_id
+
+    @cached_property
+    def store_hook(self) -> StoreHook:
+        return StoreHook(self.store_conn_id)
+
+    @cached_property
+    def facts(self) -> Any:
+        return FactsHook(self.facts_conn_id).facts
+
+    @cached_property
+    def launcher(self) -> Any:
+        return LauncherHook(self.launcher_conn_id).launcher
+
+    @cached_property
+    def git(self) -> Any:
+        return GitRemoteHook(self.git_conn_id).remote
+
+    def config(self, run: RunPlan) -> PipelineFile:
+        """Return the pipeline file of the run's commit, with the run's overrides."""
+        return config_of(self.store_hook.blobs, run.manifest)
+
+
+class JobOperator(DeepSeekOpsOperator):
+    """Base of operators whose work is one job: reuse its remembered result, or submit, follow and remember it.
+
+    Subclasses say which job (``job``) and what its result means (``finish``). The job is found by its name, so a
+    retry follows the job it finds; a person who kills the task stops the job, a lost worker does not.
+    """
+
+    poll_seconds = 0.5
+
+    def job(self, context: Context) -> JobSpec:
+        raise NotImplementedError
+
+    def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> Any:
+        raise NotImplementedError
+
+    def watch(self, job: JobSpec, status: JobStatus) -> None:
+        """Look at the job once per poll; subclasses may stop it."""
+
+    def execute(self, context: Context) -> Any:
+        self._stop = threading.Event()
+        job = self.job(context)
+        known = remembered(self.facts, job)
+        if known is not None:
+            self.log.info("reusing the result of job %s: its inputs are the same", job.name)
+            return self.finish(known, reused=True, context=context)
+        result = self.follow(job, context)
+        remember(self.facts, job, result, run=str(context["run_id"]))
+        return self.finish(result, reused=False, context=context)
+
+    def on_kill(self) -> None:
+        # Called from a signal handler: nothing but the flag is safe here; the loop below does the rest.
+        self._stop.set()
+
+    def follow(self, job: JobSpec, context: Context) -> dict[str, JsonValue]:
+        """Submit the job if it is not there, and return its result when it has succeeded.
+
+        Raises JobLostError (try again: it resumes), JobFailedError or JobStoppedError.
+        """
+        status = self.launcher.submit(job, secrets=self.store_hook.environment())
+        self.log.info("following job %s (attempt %d)", job.name, status.attempt)
+        offset = 0
+        while not status.settled:
+            offset = self._copy_log(job.name, offset)
+            if self._stop.wait(self.poll_seconds):
+                self._leave(job, context)
+            self.launcher.renew(job.name)
+            status = self.launcher.status(job.name) or status
+            self.watch(job, status)
+        self._copy_log(job.name, offset)
+        return conclude(self.launcher, self.facts, job, status, run=str(context["run_id"]))
+
+    def _copy_log(self, name: str, offset: int) -> int:
+        text, offset = self.launcher.logs(name, offset)
+        for line in text.splitlines():
+            self.log.info("%s", line)
+        return int(offset)
+
+    def _leave(self, job: JobSpec, context: Context) -> None:
+        """The task is being ended: stop the job if a person did it, leave it running if the worker goes away."""
+        ti: Any = context["ti"]
+        states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id])
+        if "running" in str(states):
+            raise JobLostError(job.name, "the worker is shutting down; the job goes on and will be found", "")
+        self.launcher.stop(job.name, "its task was stopped in Airflow")
+        raise JobStoppedError(job.name, "its task was stopped in Airflow")
+
+
+def conclude(launcher: Any, facts: Any, job: JobSpec, status: JobStatus, *, run: str) -> dict[str, JsonValue]:
+    """Account a settled job and return its result. Raises the error that its end means."""
+    account_job(facts, status, run=run)
+    if status.phase is JobPhase.SUCCEEDED:
+        result: dict[str, JsonValue] = launcher.result(job.name)
+        return result
+    error: dict[JobPhase, TransientError | JobFailedError | JobStoppedError] = {
+        JobPhase.LOST: JobLostError(job.name, status.reason, status.log),
+        JobPhase.FAILED: JobFailedError(job.name, status.reason, status.log),
+        JobPhase.STOPPED: JobStoppedError(job.name, status.reason),
+    }
+    raise error[status.phase]
+
+
+def as_object(value: object) -> Mapping[str, JsonValue]:
+    """Return a templated argument as the JSON object it must be. Raises TypeError naming what it is."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a JSON object, got {type(value).__name__}: {value!r:.200}")
+    return value

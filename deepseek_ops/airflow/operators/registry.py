@@ -1,0 +1,120 @@
+"""The registry, and the record of the experiment in Git."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import Context
+from pydantic import JsonValue
+
+from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
+from deepseek_ops.core.records import (
+    Checkpoint,
+    DatasetVersion,
+    Evaluation,
+    ExportedModel,
+    ModelVersion,
+    TrainingPlan,
+)
+from deepseek_ops.pipeline.registration import register_run, registry_of
+from deepseek_ops.pipeline.releases import record_experiment
+from deepseek_ops.pipeline.runs import RunPlan
+
+
+class RegisterModelOperator(DeepSeekOpsOperator):
+    """Write the self-contained bundle of a model version; the same run registers the same version twice.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    :param dataset: what ``PrepareDatasetOperator`` returned (templated).
+    :param checkpoint: a :class:`~deepseek_ops.core.records.Checkpoint` as JSON (templated).
+    :param evaluations: the gate's evidence (templated).
+    :param exports: the exported models (templated).
+    :return: a :class:`~deepseek_ops.core.records.ModelVersion` as JSON.
+    """
+
+    template_fields: Sequence[str] = (
+        *DeepSeekOpsOperator.template_fields,
+        "run",
+        "dataset",
+        "checkpoint",
+        "evaluations",
+        "exports",
+    )
+
+    def __init__(
+        self, *, run: Any, dataset: Any, checkpoint: Any, evaluations: Any, exports: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.dataset = dataset
+        self.checkpoint = checkpoint
+        self.evaluations = evaluations
+        self.exports = exports
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        run = RunPlan.load(as_object(self.run))
+        config = self.config(run)
+        version = register_run(
+            registry_of(config, self.store_hook, self.facts),
+            run,
+            dataset=DatasetVersion.load(as_object(self.dataset)),
+            checkpoint=Checkpoint.load(as_object(self.checkpoint)),
+            evaluations=[Evaluation.load(item) for item in self.evaluations if item],
+            exports=[ExportedModel.load(item) for item in self.exports if item],
+            run_id=str(context["run_id"]),
+        )
+        self.log.info("registered %s %s, bundle %s", version.name, version.version, version.bundle[:12])
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = {"name": version.name, "version": version.version}
+        return version.dump()
+
+
+class RecordExperimentOperator(DeepSeekOpsOperator):
+    """Push the structured experiment commit and its annotated tag with the metrics to the model repository.
+
+    :param dataset: what ``PrepareDatasetOperator`` returned (templated).
+    :param plan: what ``PlanTrainingOperator`` returned (templated).
+    :param checkpoint: what was trained (templated).
+    :param version: what ``RegisterModelOperator`` returned (templated).
+    :return: ``{tag, tag_object, commit, release_run}``.
+    """
+
+    template_fields: Sequence[str] = (
+        *DeepSeekOpsOperator.template_fields,
+        "dataset",
+        "plan",
+        "checkpoint",
+        "version",
+    )
+
+    def __init__(
+        self,
+        *,
+        dataset: Any,
+        plan: Any,
+        checkpoint: Any,
+        version: Any,
+        git_conn_id: str = "{{ params.repository }}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(git_conn_id=git_conn_id, **kwargs)
+        self.dataset = dataset
+        self.plan = plan
+        self.checkpoint = checkpoint
+        self.version = version
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        dag_run: Any = context["dag_run"]
+        recorded = record_experiment(
+            self.git,
+            self.facts,
+            dataset=DatasetVersion.load(as_object(self.dataset)),
+            plan=TrainingPlan.load(as_object(self.plan)),
+            checkpoint=Checkpoint.load(as_object(self.checkpoint)),
+            version=ModelVersion.load(as_object(self.version)),
+            run_id=str(context["run_id"]),
+            date=dag_run.run_after.date(),
+        )
+        self.log.info("tag %s on commit %s", recorded["tag"], recorded["commit"])
+        return recorded

@@ -1,0 +1,136 @@
+"""What a run is of: the pushed commit, its plan, and whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.providers.standard.operators.python import ShortCircuitOperator
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowSkipException
+from pydantic import JsonValue
+
+from deepseek_ops.airflow.assets import MODEL_REPOSITORY
+from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
+from deepseek_ops.core.records import GitRef
+from deepseek_ops.pipeline.pushes import Source, claim, pushes_of, resolve, take
+from deepseek_ops.pipeline.runs import RunPlan, explain, plan_run
+
+
+class ResolveSourceOperator(DeepSeekOpsOperator):
+    """Return the commit this run is of, resolved once: the push that triggered it, or the ref of the form.
+
+    A push that another run has already taken is skipped, so a burst of events trains each commit once.
+
+    :param default_ref: branch of scheduled and data-triggered runs (templated).
+    :return: a :class:`~deepseek_ops.pipeline.pushes.Source` as JSON.
+    """
+
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "default_ref")
+
+    def __init__(
+        self, *, default_ref: str = "main", git_conn_id: str = "{{ params.repository }}", **kwargs: Any
+    ) -> None:
+        super().__init__(git_conn_id=git_conn_id, **kwargs)
+        self.default_ref = default_ref
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        params: Any = context["params"]
+        run_id = str(context["run_id"])
+        if params.get("ref"):
+            ref = resolve(self.git, str(params["ref"]))
+            claim(self.facts, ref, run=run_id)
+            return Source(ref=ref).dump()
+        pushes = pushes_of(_payloads(context))
+        if not pushes:
+            return Source(ref=self.git.resolve(self.default_ref)).dump()
+        source = take(self.facts, pushes, run=run_id)
+        if source is None:
+            raise AirflowSkipException(f"every push of {', '.join(push.short for push in pushes)} has a run already")
+        return source.dump()
+
+
+class OtherPushesOperator(DeepSeekOpsOperator):
+    """Return trigger arguments for the pushes that came in the same event batch: each gets a run of its own.
+
+    :param source: what ``ResolveSourceOperator`` returned (templated).
+    :return: a list of ``{trigger_run_id, conf}``, mostly empty.
+    """
+
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "source")
+
+    def __init__(self, *, source: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+
+    def execute(self, context: Context) -> list[dict[str, JsonValue]]:
+        params: Any = context["params"]
+        return [
+            {
+                "trigger_run_id": f"push__{ref.short.replace('/', '-')}__{ref.commit[:12]}",
+                "conf": {"repository": params["repository"], "ref": f"{ref.short}@{ref.commit}"},
+            }
+            for ref in Source.load(as_object(self.source)).others
+        ]
+
+
+class PlanRunOperator(DeepSeekOpsOperator):
+    """Read the commit's pipeline file, resolve it to digests, and log what will run and why.
+
+    :param source: what ``ResolveSourceOperator`` returned (templated).
+    :return: a :class:`~deepseek_ops.pipeline.runs.RunPlan` as JSON.
+    """
+
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "source")
+
+    def __init__(self, *, source: Any, git_conn_id: str = "{{ params.repository }}", **kwargs: Any) -> None:
+        super().__init__(git_conn_id=git_conn_id, **kwargs)
+        self.source = source
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        params: Any = context["params"]
+        ref: GitRef = Source.load(as_object(self.source)).ref
+        run = plan_run(
+            self.git,
+            self.store_hook.blobs,
+            ref,
+            overrides=as_object(params.get("overrides") or {}),
+            budget_usd=params.get("budget_usd"),
+            dry_run=bool(params.get("dry_run")),
+            nonce=str(context["run_id"]) if params.get("train_again") else "",
+        )
+        for warning in self.config(run).warnings:
+            self.log.warning("%s", warning)
+        self.log.info("%s", explain(run))
+        if not run.dry_run:
+            self.launcher.prewarm()
+        return run.dump()
+
+
+class ProceedOperator(ShortCircuitOperator):
+    """Go on unless the run is a dry run; everything after it is skipped then.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    """
+
+    template_fields: Sequence[str] = ("run",)
+
+    def __init__(self, *, run: Any, **kwargs: Any) -> None:
+        super().__init__(python_callable=bool, **kwargs)
+        self.run = run
+
+    def execute(self, context: Context) -> Any:
+        self.op_args = (not RunPlan.load(as_object(self.run)).dry_run,)
+        return super().execute(context)
+
+
+def _payloads(context: Context) -> list[Any]:
+    """Return the payloads of the events that triggered this run, oldest first."""
+    events: Any = context.get("triggering_asset_events") or {}
+    found = [
+        event
+        for asset, batch in dict(events).items()
+        if getattr(asset, "name", "") == MODEL_REPOSITORY.name
+        for event in batch
+    ]
+    return [event.extra["payload"] for event in sorted(found, key=lambda event: event.timestamp)]

@@ -1,0 +1,135 @@
+"""Training: the plan, and the job that carries it out on any engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from airflow.sdk import Context, ResumableJobMixin
+from pydantic import JsonValue
+
+from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object, conclude
+from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
+from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.records import Checkpoint, DatasetVersion, TrainingPlan, Trial
+from deepseek_ops.pipeline.once import remember, remembered
+from deepseek_ops.pipeline.runs import RunPlan
+from deepseek_ops.pipeline.sweeps import best_trial, study_of
+from deepseek_ops.pipeline.trainings import model_config, training_job, training_plan
+
+
+class PlanTrainingOperator(DeepSeekOpsOperator):
+    """Return the training that the run's commit, data and best trial ask for, everything resolved.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    :param dataset: what ``PrepareDatasetOperator`` returned (templated).
+    :param trials: what the trials returned; none when nothing is searched (templated).
+    :return: a :class:`~deepseek_ops.core.records.TrainingPlan` as JSON.
+    """
+
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "dataset", "trials")
+
+    def __init__(self, *, run: Any, dataset: Any, trials: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.dataset = dataset
+        self.trials = trials
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        run = RunPlan.load(as_object(self.run))
+        dataset = DatasetVersion.load(as_object(self.dataset))
+        config = self.config(run)
+        model = model_config(self.store_hook.blobs, config, run)
+        values: dict[str, JsonValue] = {}
+        if config.training.searched:
+            study = study_of(config, run, dataset, model)
+            winner = best_trial(config, study, [Trial.load(trial) for trial in self.trials or () if trial])
+            self.log.info("best trial of %s: #%d %s = %s", study.name, winner.number, winner.values, winner.objective)
+            values = winner.values
+        plan = training_plan(config, run, dataset=dataset, model=model, values=values)
+        self.log.info("training plan %s: %s", plan.fingerprint[:12], plan.hyperparameters)
+        return plan.dump()
+
+
+class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
+    """Train with DeepSpeed in a job outside this process, and return the checkpoint it makes.
+
+    Submits if absent, remembers the job id, defers. A retry follows the job it finds, whichever worker it runs on. A
+    person who kills the task stops the job after a checkpoint; a worker that goes away leaves it running.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    :param plan: a :class:`~deepseek_ops.core.records.TrainingPlan` as JSON (templated).
+    :return: a :class:`~deepseek_ops.core.records.Checkpoint` as JSON.
+    """
+
+    external_id_key = "training_job_id"  # never rename: running tasks look it up
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "plan")
+
+    def __init__(self, *, run: Any, plan: Any, poll_seconds: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.plan = plan
+        self.poll_seconds = poll_seconds
+
+    def execute(self, context: Context) -> Any:
+        self._stop = threading.Event()
+        job = self._job()
+        known = remembered(self.facts, job)
+        if known is not None:
+            self.log.info("an equal plan was trained before: reusing job %s", job.name)
+            return Checkpoint.load(known).dump()
+        return self.execute_resumable(context)
+
+    def submit_job(self, context: Context) -> JsonValue:
+        job = self._job()
+        status = self.launcher.submit(job, secrets=self.store_hook.environment())
+        self.log.info("training job %s, attempt %d", job.name, status.attempt)
+        return job.name
+
+    def get_job_status(self, external_id: JsonValue, context: Context) -> str:
+        status = self.launcher.status(str(external_id))
+        return "unknown" if status is None else str(status.phase)
+
+    def is_job_active(self, status: str) -> bool:
+        return status == JobPhase.RUNNING
+
+    def is_job_succeeded(self, status: str) -> bool:
+        return status == JobPhase.SUCCEEDED
+
+    def poll_until_complete(self, external_id: JsonValue, context: Context) -> NoReturn:
+        job = self._job()
+        self.defer(
+            trigger=TrainingJobTrigger(
+                job_name=str(external_id),
+                launcher_conn_id=self.launcher_conn_id,
+                poll_interval=self.poll_seconds,
+            ),
+            method_name="execute_complete",
+            # execution_timeout does not count while a task is deferred: the job's own deadline and this one do.
+            timeout=timedelta(seconds=job.timeout_seconds + job.grace_seconds + 600),
+        )
+        raise AssertionError("defer() returns never")
+
+    def get_job_result(self, external_id: JsonValue, context: Context) -> dict[str, JsonValue]:
+        status = self.launcher.status(str(external_id))
+        return self.execute_complete(context, None if status is None else status.dump())
+
+    def execute_complete(self, context: Context, event: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
+        job = self._job()
+        status = self.launcher.status(job.name) if event is None else JobStatus.load(event)
+        if status is None or not status.settled:
+            status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
+        for line in self.launcher.logs(job.name)[0].splitlines():
+            self.log.info("%s", line)
+        run_id = str(context["run_id"])
+        result = conclude(self.launcher, self.facts, job, status, run=run_id)
+        remember(self.facts, job, result, run=run_id)
+        checkpoint = Checkpoint.load(result)
+        self.log.info("step %d, %s, %d restarts", checkpoint.step, checkpoint.metrics, checkpoint.restarts)
+        return checkpoint.dump()
+
+    def _job(self) -> JobSpec:
+        run = RunPlan.load(as_object(self.run))
+        return training_job(self.config(run), run, TrainingPlan.load(as_object(self.plan)))

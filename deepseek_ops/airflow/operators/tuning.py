@@ -1,0 +1,109 @@
+"""Sweeps: one mapped task a trial, each with its own log, retry and stop button."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import Context
+from pydantic import JsonValue
+
+from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
+from deepseek_ops.core.errors import JobFailedError, JobStoppedError
+from deepseek_ops.core.jobs import JobSpec, JobStatus
+from deepseek_ops.core.records import Checkpoint, DatasetVersion, Trial
+from deepseek_ops.pipeline.runs import RunPlan
+from deepseek_ops.pipeline.sweeps import Study, draw, settle, study_of, trial_job, trial_plan, trials_of
+from deepseek_ops.pipeline.trainings import model_config, training_job_name
+from deepseek_ops.pipeline.trials import diverged, objective, trial_curve
+from deepseek_ops.tuning import should_prune
+
+
+class PlanSweepOperator(DeepSeekOpsOperator):
+    """Return the numbers of the trials to run; none when every hyperparameter is fixed.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    :param dataset: what ``PrepareDatasetOperator`` returned (templated).
+    """
+
+    template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "dataset")
+
+    def __init__(self, *, run: Any, dataset: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.dataset = dataset
+
+    def execute(self, context: Context) -> list[int]:
+        run = RunPlan.load(as_object(self.run))
+        config = self.config(run)
+        if not config.training.searched:
+            return []
+        dataset = DatasetVersion.load(as_object(self.dataset))
+        study = study_of(config, run, dataset, model_config(self.store_hook.blobs, config, run))
+        done = sum(trial.state in ("complete", "pruned") for trial in trials_of(self.facts, study))
+        self.log.info("study %s: %d trials, %d of them known already", study.name, study.trials, done)
+        return list(range(study.trials))
+
+
+class RunTrialOperator(JobOperator):
+    """Draw a trial's values, train it, report its curve while it runs, and prune it when it cannot win.
+
+    :param run: what ``PlanRunOperator`` returned (templated).
+    :param dataset: what ``PrepareDatasetOperator`` returned (templated).
+    :param number: the trial's number in its study.
+    :return: a :class:`~deepseek_ops.core.records.Trial` as JSON.
+    """
+
+    template_fields: Sequence[str] = (*JobOperator.template_fields, "run", "dataset", "number")
+
+    def __init__(self, *, run: Any, dataset: Any, number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+        self.dataset = dataset
+        self.number = number
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        run = RunPlan.load(as_object(self.run))
+        dataset = DatasetVersion.load(as_object(self.dataset))
+        self._config = self.config(run)
+        self._model = model_config(self.store_hook.blobs, self._config, run)
+        self._study: Study = study_of(self._config, run, dataset, self._model)
+        self._trial = draw(self.facts, self._config, self._study, int(self.number), run=str(context["run_id"]))
+        self._pruned = False
+        self.log.info("trial %d of %s: %s", self._trial.number, self._study.name, self._trial.values)
+        if self._trial.state != "running":
+            self.log.info("known already: %s, %s", self._trial.state, self._trial.objective)
+            return self._trial.evolve(reused=True).dump()
+        self._plan = trial_plan(self._config, run, dataset, self._model, self._trial)
+        try:
+            settled: Trial = super().execute(context)
+        except JobStoppedError:
+            if not self._pruned:
+                raise
+            settled = self._trial.evolve(state="pruned", objective=self._trial.curve[-1][1])
+        except JobFailedError as error:
+            self.log.warning("%s", error)
+            settled = self._trial.evolve(state="complete" if diverged(self._events()) else "failed")
+        return settle(self.facts, self._study, settled.evolve(plan=self._plan.fingerprint)).dump()
+
+    def job(self, context: Context) -> JobSpec:
+        return trial_job(self._plan)
+
+    def watch(self, job: JobSpec, status: JobStatus) -> None:
+        curve = trial_curve(self._events(), metric=self._config.sweep.metric)
+        if len(curve) <= len(self._trial.curve) or self._pruned:
+            return
+        self._trial = self._trial.evolve(curve=curve)
+        others = [trial for trial in trials_of(self.facts, self._study) if trial.number != self._trial.number]
+        if should_prune(others, curve, pruner=self._config.sweep.pruner, direction=self._config.sweep.direction):
+            self._pruned = True
+            self.launcher.stop(job.name, f"pruned by {self._config.sweep.pruner} at step {curve[-1][0]}")
+
+    def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> Trial:
+        value = objective(Checkpoint.load(result), metric=self._config.sweep.metric)
+        curve = trial_curve(self._events(), metric=self._config.sweep.metric) or self._trial.curve
+        return self._trial.evolve(state="complete", objective=value, curve=curve, reused=reused)
+
+    def _events(self) -> list[dict[str, JsonValue]]:
+        found: list[dict[str, JsonValue]] = self.launcher.events(training_job_name(self._plan))
+        return found

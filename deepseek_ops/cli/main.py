@@ -1,0 +1,64 @@
+"""``deepseek-ops``: JSON on stdout, one line per error on stderr, exit status 1."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from deepseek_ops.core.errors import DeepSeekOpsError
+
+COMMANDS = {
+    "validate": ("deepseek_ops.cli.validate", "validate", "Check a pipeline file."),
+    "schema": ("deepseek_ops.cli.validate", "schema", "Print the JSON Schema of pipeline files."),
+    "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
+    "stop": ("deepseek_ops.cli.demo", "stop", "End what `demo --keep` left up."),
+}
+"""Name -> module, function, help: a command's module is imported when it is called, not when another one is."""
+GROUPS = {
+    "data": ("deepseek_ops.cli.data", "data_app", "Dataset versions."),
+    "registry": ("deepseek_ops.cli.registry", "registry_app", "Model versions, aliases, verification."),
+}
+
+
+def build(arguments: list[str]) -> typer.Typer:
+    """Return the command line with the parts that ``arguments`` need."""
+    app = typer.Typer(
+        name="deepseek-ops",
+        help="Train, release and operate DeepSeek-family models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def _root() -> None:
+        """Train, release and operate DeepSeek-family models."""
+
+    wanted = next((word for word in arguments if not word.startswith("-")), "")
+    for name, (module, function, help_text) in COMMANDS.items():
+        command = getattr(importlib.import_module(module), function) if name == wanted else _placeholder
+        app.command(name, help=help_text)(command)
+    for name, (module, attribute, help_text) in GROUPS.items():
+        group = getattr(importlib.import_module(module), attribute) if name == wanted else typer.Typer()
+        app.add_typer(group, name=name, help=help_text)
+    return app
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line per problem, never a traceback."""
+    try:
+        build(sys.argv[1:])()
+    except DeepSeekOpsError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"{line}\n")
+        sys.exit(1)
+
+
+def _placeholder() -> None:
+    """Stand for a command that was not asked for: it is listed by ``--help`` and never called."""
+
+
+if __name__ == "__main__":
+    main()

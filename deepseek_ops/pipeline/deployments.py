@@ -1,0 +1,235 @@
+"""Serving a version and moving an endpoint's traffic to it.
+
+The state of a rollout is a fact, changed by compare-and-swap after every look, and the gateway's plan is a function of
+it. So a task that is killed at any point and started again goes on where it was, and moves nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import httpx
+from pydantic import JsonValue
+
+from deepseek_ops.core.config import Deployment as DeploymentRules
+from deepseek_ops.core.errors import JobFailedError, JobLostError, ObjectExistsError, PermanentError
+from deepseek_ops.core.jobs import JobPhase, JobSpec, TrafficStats
+from deepseek_ops.core.ports import Fact, Facts, Launcher, TrafficGateway
+from deepseek_ops.core.records import Deployment, FileSet, ModelVersion, Phase, Record, Rollout
+from deepseek_ops.pipeline.registration import Stores, registry_named
+from deepseek_ops.pipeline.runs import config_of
+from deepseek_ops.rollout import Observation, first_rollout, next_step, policy_for, traffic_plan
+
+ROLLOUT = "rollout"
+"""Kind of the facts that hold rollouts, keyed ``<endpoint>/<candidate>``."""
+SERVING = "serving"
+"""Kind of the facts that say which job serves a version, keyed ``<endpoint>/<version>``."""
+START_SECONDS = 600.0
+PROBES = 5
+"""Requests of our own at each look: an endpoint without traffic is still seen to answer before it is promoted."""
+
+
+class Serving(Record):
+    """A version that answers at an address of its own, behind no gateway."""
+
+    endpoint: str
+    version: str
+    job: str
+    address: str
+
+
+@dataclass(eq=False)
+class RolledBackError(PermanentError):
+    """The candidate did not hold what it has to hold."""
+
+    endpoint: str
+    version: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}: {self.version} was rolled back: {self.reason}. The version before it serves."
+
+
+@dataclass
+class Delivery:
+    """One version on its way to one endpoint."""
+
+    version: ModelVersion
+    stores: Stores
+    facts: Facts
+    launcher: Launcher
+    gateway: TrafficGateway
+    progress: Callable[[str], None] = lambda _line: None
+
+    @property
+    def rules(self) -> DeploymentRules:
+        """The ``deployment`` section of the version's own pipeline file. Raises PermanentError without one."""
+        rules = config_of(self.stores.blobs, self.version.manifest).deployment
+        if rules is None:
+            raise NotDeployableError(self.version.name, self.version.version)
+        return rules
+
+    def start(self, *, secrets: Mapping[str, str]) -> Serving:
+        """Return the version's serving job once it answers a completion request; started now or before."""
+        rules = self.rules
+        job = serving_job(rules.endpoint, self.version, self._model())
+        status = self.launcher.submit(job, secrets=secrets)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            ready = [event for event in self.launcher.events(job.name) if event.get("kind") == "ready"]
+            ready = [event for event in ready if event.get("attempt") == status.attempt]
+            if ready:
+                break
+            found = self.launcher.status(job.name) or status
+            if found.phase is JobPhase.FAILED:
+                raise JobFailedError(job.name, found.reason, found.log)
+            if found.settled or time.monotonic() > deadline:
+                raise JobLostError(job.name, found.reason or "it did not answer in time", found.log)
+            time.sleep(0.3)
+        serving = Serving(
+            endpoint=rules.endpoint,
+            version=self.version.version,
+            job=job.name,
+            address=str(ready[-1]["url"]).removeprefix("http://").rstrip("/"),
+        )
+        self._remember(serving)
+        self.progress(f"{serving.version} answers at {serving.address}")
+        return serving
+
+    def roll_out(self, candidate: Serving, *, poll_seconds: float) -> Rollout:
+        """Move the traffic look by look and return the settled rollout."""
+        rules = self.rules
+        policy = policy_for(rules)
+        fact = self._rollout(candidate)
+        rollout = Rollout.load(fact.body)
+        stable = self._serving(rollout.stable)
+        backends = {serving.version: serving.address for serving in (stable, candidate) if serving is not None}
+        while rollout.phase is Phase.PROGRESSING:
+            seen = self._observe(rollout, candidate)
+            moved = next_step(rollout, seen, policy)
+            # Traffic first, then the fact: a look that is repeated finds the gateway where it should be.
+            self.gateway.apply(traffic_plan(moved, backends))
+            if moved != rollout:
+                fact = self.facts.update(fact, moved.dump())
+                self.progress(f"{moved.endpoint}: {moved.candidate} at {moved.percent} %, {moved.phase}")
+            rollout = moved
+            if rollout.phase is Phase.PROGRESSING:
+                time.sleep(poll_seconds)
+        self.gateway.apply(traffic_plan(rollout, backends))
+        return rollout
+
+    def promote(self, rollout: Rollout) -> Deployment:
+        """Let ``champion`` name the version, end the jobs that serve nobody any more, and return the deployment."""
+        registry = registry_named(self.stores, self.facts, self.version.name)
+        registry.set_alias(
+            self.version.name,
+            "champion",
+            self.version.version,
+            actor=f"rollout {rollout.endpoint}",
+            reason=rollout.reason,
+            operation=f"{rollout.endpoint}/{rollout.candidate}",
+        )
+        for fact in self.facts.find(SERVING, prefix=f"{rollout.endpoint}/"):
+            serving = Serving.load(fact.body)
+            if serving.version != self.version.version:
+                self.launcher.stop(serving.job, f"replaced by {self.version.version}")
+        plan = self.gateway.observed(rollout.endpoint)
+        stats = self.gateway.stats(rollout.endpoint).get(self.version.version)
+        return Deployment(
+            endpoint=rollout.endpoint,
+            version=self.version.version,
+            url=self.gateway.url(rollout.endpoint),
+            strategy=rollout.strategy,
+            evidence={
+                "weights": dict(plan.weights) if plan else {},
+                "requests": stats.requests if stats else 0,
+                "errors": stats.errors if stats else 0,
+            },
+        )
+
+    def _model(self) -> FileSet:
+        registry = registry_named(self.stores, self.facts, self.version.name)
+        return registry.read_bundle(self.version.version, digest=self.version.bundle).checkpoint.model
+
+    def _remember(self, serving: Serving) -> None:
+        key = f"{serving.endpoint}/{serving.version}"
+        fact = self.facts.get(SERVING, key)
+        if fact is None:
+            self.facts.insert(SERVING, key, serving.dump())
+        elif fact.body != serving.dump():
+            self.facts.update(fact, serving.dump())
+
+    def _serving(self, version: str) -> Serving | None:
+        """Return the running job of a version, or None when it serves no more."""
+        fact = self.facts.get(SERVING, f"{self.rules.endpoint}/{version}") if version else None
+        if fact is None:
+            return None
+        serving = Serving.load(fact.body)
+        status = self.launcher.status(serving.job)
+        return serving if status is not None and status.phase is JobPhase.RUNNING else None
+
+    def _rollout(self, candidate: Serving) -> Fact:
+        """Return the rollout of this candidate, begun now or before."""
+        key = f"{candidate.endpoint}/{candidate.version}"
+        known = self.facts.get(ROLLOUT, key)
+        if known is not None:
+            return known
+        plan = self.gateway.observed(candidate.endpoint)
+        serves = [version for version, weight in (plan.weights if plan else {}).items() if weight > 0]
+        stable = next((version for version in serves if version != candidate.version and self._serving(version)), "")
+        rollout = first_rollout(candidate.endpoint, stable, candidate.version, self.rules)
+        try:
+            return self.facts.insert(ROLLOUT, key, rollout.dump())
+        except ObjectExistsError:
+            return self._rollout(candidate)
+
+    def _observe(self, rollout: Rollout, candidate: Serving) -> Observation:
+        """Send a few requests of our own, then read the gateway's counters."""
+        healthy = all(_answers(f"http://{candidate.address}", self.version.name) for _ in range(2))
+        if rollout.percent:
+            url = self.gateway.url(rollout.endpoint)
+            for number in range(PROBES):
+                _answers(url, self.version.name, user=f"probe-{number}")
+        stats = self.gateway.stats(rollout.endpoint) if rollout.percent else {}
+        nothing = TrafficStats(requests=0, errors=0)
+        return Observation.of(
+            healthy=healthy,
+            candidate=stats.get(rollout.candidate, nothing),
+            stable=stats.get(rollout.stable, nothing),
+        )
+
+
+@dataclass(eq=False)
+class NotDeployableError(PermanentError):
+    """The version's pipeline file has no deployment section."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} says nothing of deployment; add the section to deepseek.yaml and retrain."
+
+
+def serving_job(endpoint: str, version: ModelVersion, model: FileSet) -> JobSpec:
+    """Return the long-running job that serves a version. It has no lease: it outlives the task that starts it."""
+    payload: dict[str, JsonValue] = {"model": model.dump(), "name": version.name, "host": "127.0.0.1", "port": 0}
+    return JobSpec(
+        name=f"serve-{endpoint}-{version.version}-{version.bundle[:12]}",
+        kind="serve",
+        payload=payload,
+        max_restarts=3,
+        timeout_seconds=10 * 365 * 24 * 3600.0,
+        grace_seconds=20,
+    )
+
+
+def _answers(url: str, model: str, *, user: str = "probe") -> bool:
+    """Return whether a one-token completion is answered."""
+    body = {"model": model, "prompt": "The", "max_tokens": 1, "temperature": 0}
+    try:
+        answer = httpx.post(f"{url}/v1/completions", json=body, headers={"x-user-id": user}, timeout=60)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.OK

@@ -1,0 +1,64 @@
+"""Which push a run is of. Airflow may hand one run several events, or one event to two runs; a push is trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deepseek_ops.core.errors import ObjectExistsError
+from deepseek_ops.core.ports import Facts, GitRemote
+from deepseek_ops.core.records import GitRef, Record
+
+CLAIM = "claim"
+"""Kind of the facts that say which run took a push."""
+
+
+class Source(Record):
+    """The commit a run is of, and the pushes of the same event batch that need runs of their own."""
+
+    ref: GitRef
+    others: tuple[GitRef, ...] = ()
+
+
+def resolve(git: GitRemote, text: str) -> GitRef:
+    """Return the ref a person or another run asked for: a branch, a tag, or ``branch@commit`` for an exact push.
+
+    Raises RefNotFoundError, InvalidRecordError.
+    """
+    name, at, commit = text.partition("@")
+    if not at:
+        return git.resolve(name)
+    full = name if name.startswith("refs/") else f"refs/heads/{name}"
+    return GitRef.load({"repository": git.url, "name": full, "commit": commit})
+
+
+def pushes_of(payloads: Sequence[object]) -> list[GitRef]:
+    """Return the pushes in event payloads, oldest first: of several pushes to one ref only the newest."""
+    newest: dict[str, GitRef] = {}
+    for payload in payloads:
+        if isinstance(payload, Mapping):
+            ref = GitRef.load({key: value for key, value in payload.items() if key in GitRef.model_fields})
+            newest.pop(ref.name, None)
+            newest[ref.name] = ref
+    return list(newest.values())
+
+
+def take(facts: Facts, pushes: Sequence[GitRef], *, run: str) -> Source | None:
+    """Return the first push that no other run has taken, now taken by ``run``, and the others; None when all are taken.
+
+    The others are started as runs of their own with an id made from the commit, so a second start changes nothing.
+    """
+    for number, push in enumerate(pushes):
+        if claim(facts, push, run=run) == run:
+            return Source(ref=push, others=tuple(pushes[number + 1 :]))
+    return None
+
+
+def claim(facts: Facts, ref: GitRef, *, run: str) -> str:
+    """Take the push for ``run`` and return the run that has it: this one, or the one that came first."""
+    key = f"{ref.name}@{ref.commit}"
+    try:
+        facts.insert(CLAIM, key, {"run": run}, run=run)
+    except ObjectExistsError:
+        fact = facts.get(CLAIM, key)
+        return str(fact.body["run"]) if fact is not None else run
+    return run

@@ -1,0 +1,164 @@
+"""Results in Git: the structured experiment commit with its annotated tag, and the release tag."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.errors import StaleRefError
+from deepseek_ops.core.ports import Facts, GitRemote, NewCommit, NewTag
+from deepseek_ops.core.records import (
+    AuditEvent,
+    Checkpoint,
+    DatasetVersion,
+    ModelVersion,
+    Release,
+    RunManifest,
+    TrainingPlan,
+)
+from deepseek_ops.pipeline.records_in_git import (
+    ExperimentRecord,
+    ReleaseRecord,
+    experiment_message,
+    experiment_tag,
+    release_message,
+)
+from deepseek_ops.pipeline.registration import Stores, find_version
+from deepseek_ops.pipeline.runs import config_of
+
+EXPERIMENT = "experiment"
+"""Kind of the facts that say where an experiment stands in Git, keyed ``<model>/<version>``."""
+RELEASE = "release"
+"""Kind of the facts that hold Release records, keyed ``<model>/<version>``."""
+
+
+def record_experiment(
+    git: GitRemote,
+    facts: Facts,
+    *,
+    dataset: DatasetVersion,
+    plan: TrainingPlan,
+    checkpoint: Checkpoint,
+    version: ModelVersion,
+    run_id: str,
+    date: dt.date,
+) -> dict[str, JsonValue]:
+    """Push the experiment's commit and annotated tag and return ``{tag, tag_object, commit, branch, release_run}``.
+
+    The commit stands on the commit that was trained and adds the dataset pointer and the result. It moves the branch
+    forward where the branch still is there; where people have pushed meanwhile, only the tag holds it: their work is
+    never rewritten. A second call pushes the same ids.
+    """
+    manifest = version.manifest
+    record = ExperimentRecord(
+        model=version.name,
+        dataset=dataset.name,
+        hyperparameters=_decided(plan),
+        hardware=manifest.hardware,
+        performance=version.metrics,
+        run_id=run_id,
+        dataset_version=dataset.version,
+        manifest=manifest.fingerprint,
+    )
+    message = experiment_message(record)
+    tag = experiment_tag(date, f"{manifest.source.short}-{manifest.fingerprint[:8]}")
+    commit = NewCommit(
+        branch=manifest.source.short if manifest.source.name.startswith("refs/heads/") else "",
+        parent=manifest.source.commit,
+        message=message,
+        files=_files(dataset, manifest, checkpoint, version),
+    )
+    try:
+        ids = git.publish(commit=commit, tags=[NewTag(name=tag, target="", message=message)])
+    except StaleRefError:
+        held = NewCommit(branch="", parent=commit.parent, message=commit.message, files=commit.files)
+        ids = git.publish(commit=held, tags=[NewTag(name=tag, target="", message=message)])
+    recorded: dict[str, JsonValue] = {
+        "tag": tag,
+        "tag_object": ids[tag],
+        "commit": ids.get(commit.branch) or ids[""],
+        "release_run": f"release__{version.name}-{version.version}",
+    }
+    _keep(facts, EXPERIMENT, f"{version.name}/{version.version}", recorded, run=run_id)
+    return recorded
+
+
+def create_release(git: GitRemote, stores: Stores, facts: Facts, version: ModelVersion, *, approved_by: str) -> Release:
+    """Push the release tag on the experiment's commit and return the release; a second call finds the same tag."""
+    registry, found = find_version(stores, facts, name=version.name, version=version.version)
+    rules = config_of(stores.blobs, found.manifest).release
+    key = f"{found.name}/{found.version}"
+    experiment = facts.get(EXPERIMENT, key)
+    commit = str(experiment.body["commit"]) if experiment is not None else found.manifest.source.commit
+    tag = rules.tag_name(name=found.name, version=found.version)
+    message = release_message(
+        ReleaseRecord(
+            model=found.name,
+            version=found.version,
+            bundle=found.bundle,
+            metrics=found.metrics,
+            dataset_version=found.manifest.dataset,
+            manifest=found.manifest.fingerprint,
+            approved_by=approved_by,
+        )
+    )
+    ids = git.publish(tags=[NewTag(name=tag, target=commit, message=message)])
+    release = Release(
+        name=found.name,
+        version=found.version,
+        bundle=found.bundle,
+        tag=tag,
+        tag_object=ids[tag],
+        commit=commit,
+        approved_by=approved_by,
+    )
+    if facts.get(RELEASE, key) is None:
+        # The event goes first: a process killed in between writes it once more, and none is lost.
+        event = AuditEvent(
+            actor=approved_by or "policy", action="released", subject=f"model/{key}", details={"tag": tag}
+        )
+        facts.append_audit(event)
+    _keep(facts, RELEASE, key, release.dump(), run="")
+    registry.set_alias(
+        found.name, "released", found.version, actor=approved_by or "policy", reason=tag, operation=f"{tag}/released"
+    )
+    return release
+
+
+def _decided(plan: TrainingPlan) -> dict[str, JsonValue]:
+    """Return the hyperparameters that decided the weights, unset ones left out."""
+    values = plan.hyperparameters.model_dump(mode="json", exclude_none=True)
+    return {**values, "seed": plan.seed, "zero_stage": plan.zero_stage, "world_size": plan.world_size}
+
+
+def _files(
+    dataset: DatasetVersion, manifest: RunManifest, checkpoint: Checkpoint, version: ModelVersion
+) -> dict[str, bytes]:
+    result = {
+        "model": version.name,
+        "version": version.version,
+        "bundle": version.bundle,
+        "plan": checkpoint.plan,
+        "steps": checkpoint.step,
+        "tokens": checkpoint.tokens,
+        "metrics": version.metrics,
+        "manifest": manifest.dump(),
+    }
+    pointer = (
+        f"# The exact data of this commit; `deepseek-ops data checkout {dataset.version[:12]}` fetches it.\n"
+        f"name: {dataset.name}\nversion: {dataset.version}\nfiles: {dataset.num_files}\nbytes: {dataset.num_bytes}\n"
+    )
+    return {
+        f"data/{dataset.name}.dataset.yaml": pointer.encode(),
+        f"experiments/{version.version}.json": (json.dumps(result, indent=2, sort_keys=True) + "\n").encode(),
+    }
+
+
+def _keep(facts: Facts, kind: str, key: str, body: dict[str, JsonValue], *, run: str) -> None:
+    fact = facts.get(kind, key)
+    if fact is None:
+        facts.insert(kind, key, body, run=run)
+    elif fact.body != body:
+        facts.update(fact, body)

@@ -1,0 +1,165 @@
+"""From a pushed commit to a run: the commit's own pipeline file, resolved to digests before anything is spent."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+import deepseek_ops
+from deepseek_ops.core.config import PipelineFile, load_pipeline
+from deepseek_ops.core.errors import PermanentError, RefNotFoundError
+from deepseek_ops.core.ports import Blobs, GitRemote
+from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
+from deepseek_ops.pipeline.environment import environment_key, parse_lock
+
+PIPELINE_FILE = "deepseek.yaml"
+
+
+class Stage(Record):
+    """One stage of the run's plan, and why it runs or does not."""
+
+    name: str
+    runs: bool
+    why: str
+
+
+class RunPlan(Record):
+    """What one run will do. Everything later reads the commit through the digests here, never by name."""
+
+    manifest: RunManifest
+    code: Digest = Field(description="Blob of the FileSet of the commit's files.")
+    lock: str = Field(default="", description="Path of the lock file in the commit; empty when it has none.")
+    budget_usd: float | None = Field(default=None, gt=0)
+    dry_run: bool = False
+    nonce: str = Field(default="", description="Set when an equal training is to be done again.")
+    stages: tuple[Stage, ...] = ()
+
+
+@dataclass(eq=False)
+class MissingPipelineFileError(PermanentError):
+    """The commit has no pipeline file."""
+
+    repository: str
+    commit: str
+
+    def __str__(self) -> str:
+        return (
+            f"commit {self.commit[:12]} of {self.repository} has no {PIPELINE_FILE}; "
+            "add one (`deepseek-ops schema` prints its schema) and push again."
+        )
+
+
+def plan_run(
+    git: GitRemote,
+    blobs: Blobs,
+    ref: GitRef,
+    *,
+    overrides: Mapping[str, JsonValue],
+    budget_usd: float | None = None,
+    dry_run: bool = False,
+    nonce: str = "",
+) -> RunPlan:
+    """Read the commit's pipeline file and code, check them, and return the run they ask for.
+
+    Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnpinnedLockError.
+    """
+    try:
+        text = git.read_file(ref.commit, PIPELINE_FILE)
+    except RefNotFoundError as error:
+        raise MissingPipelineFileError(ref.repository, ref.commit) from error
+    config = _load(text, ref, overrides)
+    about = git.describe(ref.commit)
+    with tempfile.TemporaryDirectory(prefix="deepseek-ops-code-") as folder:
+        git.checkout(ref.commit, Path(folder) / "code")
+        code = blobs.put_folder(Path(folder) / "code")
+    lock = config.jobs.setup.requirements or ""
+    lock_text = git.read_file(ref.commit, lock).decode() if lock else ""
+    parse_lock(lock_text, file=lock)
+    manifest = RunManifest(
+        name=config.name,
+        source=ref,
+        tree=about["tree"],
+        patch_id=about.get("patch_id", ""),
+        config_digest=blobs.put(text),
+        overrides=dict(overrides),
+        environment=environment_key(lock=lock_text, image=config.jobs.setup.container or ""),
+        seed=config.training.seed,
+        hardware=f"{config.training.nodes}x{config.training.gpus_per_node} ranks, engine {config.training.engine}",
+        software=deepseek_ops.__version__,
+    )
+    return RunPlan(
+        manifest=manifest,
+        code=blobs.put(json.dumps(code.dump()).encode()),
+        lock=lock,
+        budget_usd=budget_usd if budget_usd is not None else _usd(config),
+        dry_run=dry_run,
+        nonce=nonce,
+        stages=_stages(config, ref, dry_run=dry_run),
+    )
+
+
+def config_of(blobs: Blobs, manifest: RunManifest) -> PipelineFile:
+    """Return the run's pipeline file, overrides applied."""
+    return _load(blobs.get(manifest.config_digest), manifest.source, manifest.overrides)
+
+
+def code_of(blobs: Blobs, run: RunPlan) -> FileSet:
+    """Return the run's code as a set of blobs."""
+    return FileSet.load(json.loads(blobs.get(run.code)))
+
+
+def releases_from(config: PipelineFile, ref: GitRef) -> bool:
+    """Return whether runs of this branch may release: ``release.branches`` of the pipeline file."""
+    return config.deployment is not None and config.release.allows(ref.short)
+
+
+def explain(run: RunPlan) -> str:
+    """Return the plan as lines for people: what runs, what does not, and why."""
+    source = run.manifest.source
+    head = f"{run.manifest.name}: {source.short} at {source.commit[:12]}, environment {run.manifest.environment[:12]}"
+    lines = [f"  {'run ' if stage.runs else 'skip'}  {stage.name:<10} {stage.why}" for stage in run.stages]
+    budget = f"  budget: {run.budget_usd:.2f} USD" if run.budget_usd else "  budget: none"
+    return "\n".join([head, *lines, budget])
+
+
+def _load(text: bytes, ref: GitRef, overrides: Mapping[str, JsonValue]) -> PipelineFile:
+    config = load_pipeline(text, file=f"{PIPELINE_FILE}@{ref.commit[:12]}")
+    return config.with_overrides(overrides) if overrides else config
+
+
+def _usd(config: PipelineFile) -> float | None:
+    return config.training.budget.usd
+
+
+def _stages(config: PipelineFile, ref: GitRef, *, dry_run: bool) -> tuple[Stage, ...]:
+    def stage(name: Literal["data", "sweep", "train", "validate", "export", "register", "release"], why: str) -> Stage:
+        return Stage(name=name, runs=not dry_run, why=f"dry run: would {why}" if dry_run else why)
+
+    searched = [one.name for one in config.training.searched]
+    formats = config.deployment.formats if config.deployment else ()
+    place = config.deployment.destination.path if config.deployment else "the store"
+    rows = [
+        stage("data", f"prepare {config.data.raw} with {config.data.prepare} as {config.data.dataset}"),
+        stage("sweep", f"search {', '.join(searched)} in {config.num_trials} trials")
+        if searched
+        else Stage(name="sweep", runs=False, why="every hyperparameter is fixed"),
+        stage("train", f"{config.training.method} on {config.training.gpus_per_node} ranks x {config.training.nodes}"),
+        stage("validate", " then ".join(item.name for item in config.validation.stages) or "no stage"),
+        stage("export", ", ".join(formats) or "no format"),
+        stage("register", place),
+    ]
+    if releases_from(config, ref):
+        rows.append(stage("release", f"branch {ref.short} may release"))
+    else:
+        rows.append(
+            Stage(
+                name="release", runs=False, why=f"branch {ref.short} is not in release.branches, or nothing is deployed"
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,38 @@
+"""What a trial's job has shown so far, and what it came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.records import Checkpoint
+
+DIVERGENCE = ("JobStoppedError", "DivergedError")
+"""Errors by which a training says that it cannot recover."""
+
+
+def trial_curve(events: Iterable[Mapping[str, JsonValue]], *, metric: str) -> tuple[tuple[int, float], ...]:
+    """Return (step, value) of the metric from a job's events, in step order; a repeated step counts once, the last."""
+    found: dict[int, float] = {}
+    for event in events:
+        value = event.get(metric)
+        step = event.get("step")
+        if event.get("kind") == "metric" and isinstance(step, int) and isinstance(value, int | float):
+            found[step] = float(value)
+    return tuple(sorted(found.items()))
+
+
+def objective(checkpoint: Checkpoint, *, metric: str) -> float | None:
+    """Return the trial's final value of the metric; None when it was not measured or is not finite."""
+    value = checkpoint.metrics.get(metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def diverged(events: Iterable[Mapping[str, JsonValue]]) -> bool:
+    """Return whether the job ended because of its values (an alert rule, a loss that is not finite).
+
+    That is an answer about the values; a trial that failed for another reason says nothing about them.
+    """
+    return any(event.get("kind") == "failed" and event.get("error") in DIVERGENCE for event in events)
