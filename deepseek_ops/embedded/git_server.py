@@ -34,7 +34,7 @@ TOKEN_VARIABLE = "DEEPSEEK_OPS_GIT_TOKEN"  # noqa: S105  (the variable's name)
 MAX_REQUEST_BYTES = 2 * 1024**3
 
 _ROUTE = re.compile(
-    r"^/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*\.git)/(?P<service>info/refs|git-upload-pack|git-receive-pack)$"
+    r"/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*\.git)/(?P<service>info/refs|git-upload-pack|git-receive-pack)"
 )
 _SERVICES = ("service=git-upload-pack", "service=git-receive-pack")
 _CHUNK = 1 << 16
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
-        route = _ROUTE.match(parts.path)
+        route = _ROUTE.fullmatch(parts.path)
         if not self._authorised():
             self._answer(HTTPStatus.UNAUTHORIZED, ("WWW-Authenticate", 'Basic realm="deepseek-ops"'))
         elif route is None or ".." in parts.path or not (self.server.root / route["name"] / "HEAD").is_file():
@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _file_name(name: str) -> str:
     file_name = name.removesuffix(".git") + ".git"
-    if not _ROUTE.match(f"/{file_name}/info/refs"):
+    if not _ROUTE.fullmatch(f"/{file_name}/info/refs"):
         raise RepositoryNameError(name)
     return file_name
 

@@ -12,7 +12,7 @@ import pytest
 from fixtures_git import TOKEN, USER, Developer, git_server, http_developer, make_developer, run_git  # noqa: F401
 from fixtures_triggers import StateStore, connect, running, state  # noqa: F401
 
-from deepseek_ops.adapters.git import open_git
+from deepseek_ops.adapters.git import GitRepository, open_git
 from deepseek_ops.airflow.triggers.git import GitRefTrigger
 from deepseek_ops.core.records import GitRef
 from deepseek_ops.embedded.git_server import GitServer
@@ -307,3 +307,50 @@ def test_a_trigger_is_rebuilt_from_plain_json_without_secrets() -> None:
     assert (module, name) == (GitRefTrigger.__module__, GitRefTrigger.__name__)
     assert GitRefTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
     assert watcher().shared_stream_key() == watcher(refs=["x"], paths=["y"]).shared_stream_key()
+
+
+async def test_triggers_of_one_repository_share_one_poll(
+    developer: Developer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drives Airflow's own manager of shared streams, as the triggerer does."""
+    shared_stream = pytest.importorskip("airflow.triggers.shared_stream")
+    polls = 0
+    plain = GitRepository.refs_async
+
+    async def counted(remote: GitRepository) -> dict[str, str]:
+        nonlocal polls
+        polls += 1
+        return await plain(remote)
+
+    monkeypatch.setattr(GitRepository, "refs_async", counted)
+    old = developer.push_commit({"a": "1"})
+    manager = shared_stream.SharedStreamManager()
+    triggers = [watcher(refs=[f"refs/heads/{name}"], after={"refs/heads/main": old}) for name in ("main", "exp/*", "x")]
+    found: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
+
+    async def consume(number: int, trigger: GitRefTrigger) -> None:
+        key = trigger.shared_stream_key()
+        stream = manager.subscribe(trigger_id=number, trigger=trigger, key=key)
+        async for event in trigger.filter_shared_stream(stream):
+            found[number].append(event.payload)
+
+    tasks = [asyncio.ensure_future(consume(number, trigger)) for number, trigger in enumerate(triggers)]
+    await asyncio.sleep(0.5)
+    main = developer.push_commit({"a": "2"})
+    side = developer.push_commit({"a": "3"}, "exp/y")
+    async with asyncio.timeout(20):
+        while not (found[0] and found[1]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    before = polls
+    await asyncio.sleep(1.0)
+    assert polls - before <= 11, "three triggers polled for themselves"
+    assert (told(found[0]), told(found[1]), found[2]) == (
+        [("refs/heads/main", main, old)],
+        [("refs/heads/exp/y", side, None)],
+        [],
+    )
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await manager.stop_all()

@@ -13,6 +13,7 @@ from deepseek_ops.adapters.git.errors import (
     GitCommandError,
     RepositoryAddressError,
     TagConflictError,
+    UnsafePathError,
     UnsafeTreeError,
 )
 from deepseek_ops.adapters.git.repository import GitRepository, open_git
@@ -24,6 +25,7 @@ __all__ = [
     "GitRepository",
     "RepositoryAddressError",
     "TagConflictError",
+    "UnsafePathError",
     "UnsafeTreeError",
     "open_git",
 ]

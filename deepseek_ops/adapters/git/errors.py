@@ -82,6 +82,17 @@ class UnsafeTreeError(PermanentError):
 
 
 @dataclass(eq=False)
+class UnsafePathError(PermanentError):
+    """A path that no commit may hold was to be published."""
+
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path!r} cannot be published: it {self.problem}. Use a relative path such as runs/first.json."
+
+
+@dataclass(eq=False)
 class CheckoutTargetError(PermanentError):
     """The folder to check out to holds other files."""
 
@@ -130,8 +141,8 @@ def explain(repository: str, command: str, message: str) -> DeepSeekOpsError:
 def problem_line(message: str) -> str:
     """Return the one line of git's output that tells what is wrong, at most 300 characters."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("fatal:", "error:", "remote: fatal", "ssh:", "!"))]
     # ssh and the remote speak before git's own "Could not read from remote repository", which says nothing.
-    useful = [line for line in told or lines if "Could not read from remote" not in line]
-    line = (useful or told or lines or ["no message"])[0]
+    useful = [line for line in lines if "Could not read from remote" not in line]
+    told = [line for line in useful if line.startswith(("fatal:", "error:", "remote: fatal", "ssh:", "!"))]
+    line = (told or useful or lines or ["no message"])[0]
     return line.removeprefix("fatal: ").removeprefix("error: ").rstrip(".")[:300]

@@ -56,7 +56,7 @@ def export_tree(git: Git, commit: str, target: Path) -> None:
     """
     entries = tree_entries(git, commit)
     for entry in entries:
-        if problem := _path_problem(entry.path):
+        if problem := path_problem(entry.path):
             raise UnsafeTreeError(git.address.url, commit, entry.path, problem)
     if target.exists() and any(target.iterdir()):
         _require_equal(entries, target)
@@ -72,7 +72,8 @@ def export_tree(git: Git, commit: str, target: Path) -> None:
         raise
 
 
-def _path_problem(path: str) -> str:
+def path_problem(path: str) -> str:
+    """Return why a path must not be in a commit, or nothing."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\x00" in path:
         return "is not a plain relative path"

@@ -23,8 +23,8 @@ from deepseek_ops.core.errors import GitAccessError, GitUnreachableError
 ANSWER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
-_OID = re.compile(r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")
-_GOOD_NAME = re.compile(r"^(?:HEAD|refs/[^\x00-\x20\x7f~^:?*\[\\]+)$")
+_OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_GOOD_NAME = re.compile(r"HEAD|refs/[^\x00-\x20\x7f~^:?*\[\\]+")
 _REQUEST, _RESULT = "application/x-git-upload-pack-request", "application/x-git-upload-pack-result"
 
 
@@ -100,7 +100,7 @@ def list_refs_by_command(git: Git) -> dict[str, RemoteRef]:
             symrefs[name] = oid.removeprefix("ref: ")
         elif name.endswith("^{}") and (tag := found.get(name.removesuffix("^{}"))):
             found[tag.name] = RemoteRef(tag.name, tag.oid, oid)
-        elif _OID.match(oid) and _GOOD_NAME.match(name):
+        elif _OID.fullmatch(oid) and _GOOD_NAME.fullmatch(name):
             found[name] = RemoteRef(name, oid, oid, symrefs.get(name, ""))
     return found
 
@@ -168,11 +168,13 @@ def _parse(git: Git, answer: httpx.Response, body: bytes) -> dict[str, RemoteRef
             raise GitAccessError(git.address.url, git.credentials.mask(line[4:304].strip()))
         oid, _, rest = line.partition(" ")
         name, *attributes = rest.split(" ")
-        if not _OID.match(oid) or not _GOOD_NAME.match(name):
+        if not _OID.fullmatch(oid) or not _GOOD_NAME.fullmatch(name):
             continue  # an unborn HEAD, or a name that Git forbids and a hostile server sent
+        if not all(":" in attribute for attribute in attributes):
+            continue  # a name with a space in it
         known = dict(attribute.partition(":")[::2] for attribute in attributes)
         peeled = known.get("peeled", oid)
-        found[name] = RemoteRef(name, oid, peeled if _OID.match(peeled) else oid, known.get("symref-target", ""))
+        found[name] = RemoteRef(name, oid, peeled if _OID.fullmatch(peeled) else oid, known.get("symref-target", ""))
     return found
 
 

@@ -17,7 +17,7 @@ from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
 from deepseek_ops.core.ports import NewCommit, NewTag
 from deepseek_ops.core.records import GitRef
 
-_COMMIT = re.compile(r"^[0-9a-f]{40}([0-9a-f]{24})?$")
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _ALL = ("refs/heads/*", "refs/tags/*")
 
 
@@ -55,7 +55,7 @@ class GitRepository:
         ):
             if name.startswith(("refs/heads/", "refs/tags/")) and name in found:
                 return GitRef(repository=self.url, name=name, commit=found[name].commit)
-        if _COMMIT.match(ref):
+        if _COMMIT.fullmatch(ref):
             for name, there in sorted(found.items()):
                 if there.commit == ref and name.startswith(("refs/heads/", "refs/tags/")):
                     return GitRef(repository=self.url, name=name, commit=ref)
@@ -130,7 +130,7 @@ class GitRepository:
         )
 
     def _checked(self, commit: str) -> str:
-        if not _COMMIT.match(commit):
+        if not _COMMIT.fullmatch(commit):
             raise RefNotFoundError(self.url, f"commit {commit!r}")
         return commit
 
