@@ -131,6 +131,19 @@ class TestAnySpace:
         without = [suggest(space, good + lost, number=n, sampler="tpe", seed=0) for n in range(20, 30)]
         assert without == [suggest(space, good, number=n, sampler="tpe", seed=0) for n in range(20, 30)]
 
+    def test_running_trials_repel_the_next_one(self):
+        space = space_of("{learning_rate: {range: [0.0001, 1], log: true}}")
+        known = [trial(n, {"learning_rate": 10 ** -(4 - n / 3)}, objective=abs(n - 6)) for n in range(12)]
+        busy = [trial(12 + n, {"learning_rate": 0.01 + n / 1e4}, "running") for n in range(8)]
+        near = [
+            sum(
+                abs(math.log10(suggest(space, trials, number=n, sampler="tpe", seed=0)["learning_rate"]) + 2) < 0.2
+                for n in range(30, 42)
+            )
+            for trials in (known, known + busy)
+        ]
+        assert near[1] < near[0]
+
     def test_pruned_trials_teach_by_their_curves(self):
         space = space_of("{learning_rate: {range: [0.0001, 1], log: true}}")
         trials = [trial(n, {"learning_rate": 0.0002 * (n + 1)}, objective=3.0) for n in range(8)]
