@@ -15,8 +15,9 @@ import pytest
 from fixtures_git import TOKEN, USER, Developer, file_developer, git_server, http_developer, run_git  # noqa: F401
 
 from deepseek_ops.adapters.git import GitRepository, UnsafePathError, UnsafeTreeError, open_git
+from deepseek_ops.adapters.git import publish as publish_module
 from deepseek_ops.adapters.git.refs import list_refs_async
-from deepseek_ops.core.errors import GitAccessError, GitUnreachableError, RefNotFoundError
+from deepseek_ops.core.errors import GitAccessError, GitUnreachableError, RefNotFoundError, StaleRefError
 from deepseek_ops.core.ports import NewCommit, NewTag
 
 
@@ -133,6 +134,37 @@ def test_a_rule_of_the_host_is_told_and_not_tried_again(http_developer: Develope
     hook.chmod(0o755)
     with pytest.raises(GitAccessError, match="bots may not write to main"):
         http_developer.remote.publish(commit=NewCommit("main", parent, "m", {"b": b"1"}))
+
+
+def test_a_ref_that_is_refused_takes_the_others_with_it(http_developer: Developer) -> None:  # noqa: F811
+    parent = http_developer.push_commit({"a": "1"})
+    hook = http_developer.bare / "hooks" / "update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\ntest "$1" != refs/heads/main\n')
+    hook.chmod(0o755)
+    with pytest.raises(GitAccessError, match="refs/heads/main"):
+        http_developer.remote.publish(commit=NewCommit("main", parent, "m", {"b": b"1"}), tags=[NewTag("t", "", "m")])
+    assert http_developer.remote.refs() == {"refs/heads/main": parent}
+
+
+def test_a_branch_that_moves_during_the_push_is_not_overwritten(
+    http_developer: Developer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = http_developer.push_commit({"a": "1"})
+    other: list[str] = []
+    plain = publish_module.list_refs
+
+    def then_moved(*arguments: object) -> object:
+        found = plain(*arguments)  # type: ignore[arg-type]
+        if not other:
+            other.append(http_developer.push_commit({"a": "2"}))
+        return found
+
+    monkeypatch.setattr(publish_module, "list_refs", then_moved)
+    with pytest.raises(StaleRefError, match="refs/heads/main"):
+        http_developer.remote.publish(commit=NewCommit("main", parent, "m", {"b": b"1"}))
+    assert http_developer.remote.refs() == {"refs/heads/main": other[0]}
 
 
 def test_size_of_what_is_fetched_does_not_follow_the_files(http_developer: Developer, tmp_path: Path) -> None:  # noqa: F811

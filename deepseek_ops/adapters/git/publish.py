@@ -99,7 +99,7 @@ def _plan_commit(git: Git, mirror: Mirror, commit: NewCommit, current: RemoteRef
         return made  # an earlier try got through
     if current and current.oid != commit.parent:
         raise StaleRefError(git.address.url, commit.branch)
-    push.updates[full_name(commit.branch, "heads")] = (current.oid if current else "", made)
+    push.updates[full_name(commit.branch, "heads")] = (commit.parent if current else "", made)
     return made
 
 
