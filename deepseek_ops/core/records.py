@@ -92,7 +92,7 @@ class GitRef(Record):
     @field_validator("name")
     @classmethod
     def _full_name(cls, value: str) -> str:
-        if not _REF.match(value) or ".." in value or value.endswith((".lock", "/")):
+        if not _REF.fullmatch(value) or ".." in value or value.endswith((".lock", "/")):
             raise ValueError("not a full ref name such as refs/heads/main")
         return value
 

@@ -8,6 +8,7 @@ from deepseek_ops.adapters.git.address import parse_address
 from deepseek_ops.adapters.git.command import Credentials
 from deepseek_ops.adapters.git.errors import GitCommandError, RepositoryAddressError, explain
 from deepseek_ops.core.errors import GitAccessError, GitUnreachableError, RefNotFoundError
+from deepseek_ops.core.records import GitRef
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,9 @@ def test_a_password_is_masked_in_messages_and_absent_from_the_representation() -
     assert credentials.mask("bad password s3cret") == "bad password ***"
     assert "s3cret" not in repr(credentials)
     assert "BEGIN" not in repr(credentials)
+
+
+@pytest.mark.parametrize("name", ["refs/heads/a\n", "refs/heads/a b", "main", "refs/notes/x", "refs/heads/a..b"])
+def test_a_ref_record_holds_only_names_that_git_accepts(name: str) -> None:
+    with pytest.raises(ValueError, match="full ref name"):
+        GitRef(repository="https://host/m", name=name, commit="a" * 40)
