@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -221,8 +222,11 @@ class FactsContract:
     # --- opening ---
 
     def test_many_processes_may_open_a_new_database_at_once(self, dsn: str) -> None:
-        context = multiprocessing.get_context("fork")  # spares every child the imports
-        processes = [context.Process(target=_open_and_insert, args=(dsn, str(number))) for number in range(8)]
+        import alembic.command  # noqa: F401  (or the children would arrive one by one, as fast as they import it)
+
+        context = multiprocessing.get_context("fork")
+        barrier = context.Barrier(8)
+        processes = [context.Process(target=_open_and_insert, args=(dsn, str(number), barrier)) for number in range(8)]
         for process in processes:
             process.start()
         for process in processes:
@@ -284,10 +288,11 @@ while True:
         facts.insert("k", "parent", {})
         child = os.fork()
         if child == 0:
+            inherited = facts._engine.pool.status()
             try:
                 facts.insert("k", "child", {})
             finally:  # never back into pytest
-                os._exit(0 if facts.get("k", "child") else 1)
+                os._exit(0 if "Connections in pool: 0" in inherited and facts.get("k", "child") else 1)
         assert os.waitpid(child, 0)[1] == 0
         facts.insert("k", "parent again", {})
         assert [fact.key for fact in facts.find("k")] == ["parent again", "child", "parent"]
@@ -370,6 +375,14 @@ class TestSqliteFacts(FactsContract):
             other.execute("ROLLBACK")
         other.close()
 
+    def test_a_writer_does_not_wait_for_a_reader(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from deepseek_ops.adapters.facts import engine
+
+        monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
+        with open_facts(dsn) as facts, facts._engine.begin() as reading:
+            reading.exec_driver_sql("SELECT * FROM facts").all()
+            facts.insert("k", "key", {})
+
     def test_a_read_only_file_is_refused(self, facts: SqlFacts, tmp_path: Path) -> None:
         facts._engine.dispose()
         sa.event.listen(facts._engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=1"))
@@ -447,7 +460,8 @@ class TestPostgresFacts(FactsContract):
         assert "Filter" not in plan
 
 
-def _open_and_insert(dsn: str, key: str) -> None:
+def _open_and_insert(dsn: str, key: str, barrier: Barrier) -> None:
+    barrier.wait(60)
     open_facts(dsn).insert("k", key, {})
 
 

@@ -62,14 +62,20 @@ def make_engine(url: sa.URL, *, create: bool) -> sa.Engine:
     Connections do not survive a fork: a child that used them would speak into its parent's conversation.
     """
     engine = _sqlite_engine(url, create=create) if url.drivername == "sqlite" else _postgres_engine(url)
-    alive = weakref.ref(engine)
-
-    def forget() -> None:
-        if (inherited := alive()) is not None:
-            inherited.dispose(close=False)
-
-    os.register_at_fork(after_in_child=forget)
+    _engines.add(engine)
     return engine
+
+
+_engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def _forget_inherited() -> None:
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def write_json(value: JsonValue) -> str:
