@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -235,14 +236,6 @@ class FactsContract:
         with open_facts(dsn, migrate=False) as facts:
             assert len(facts.find("k")) == 8
 
-    def test_opening_an_up_to_date_database_does_not_import_alembic(self, facts: SqlFacts, dsn: str) -> None:
-        code = (
-            "import sys; from deepseek_ops.adapters.facts import open_facts; open_facts(sys.argv[1]).find('k');"
-            "print([name for name in ('alembic', 'sqlalchemy.orm') if name in sys.modules])"
-        )
-        done = subprocess.run([sys.executable, "-c", code, dsn], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "[]"
-
     def test_without_migrate_a_database_without_schema_is_refused(self, dsn: str) -> None:
         with pytest.raises((FactsSchemaError, FactsAccessError)):
             open_facts(dsn, migrate=False)
@@ -262,24 +255,19 @@ class FactsContract:
             assert compare_metadata(context, schema.metadata) == []
 
     def test_a_killed_writer_leaves_all_or_nothing(self, facts: SqlFacts, dsn: str) -> None:
-        code = """
-import sys
-from deepseek_ops.adapters.facts import open_facts
-from deepseek_ops.core.records import AuditEvent
-facts, number = open_facts(sys.argv[1]), 0
-while True:
-    facts.append_audit(AuditEvent(actor="a", action="did", subject="s", details={"number": number}))
-    facts.insert("k", str(number), {"n": number})
-    number += 1
-    print(number, flush=True)
-"""
-        process = subprocess.Popen([sys.executable, "-c", code, dsn], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        done = [next(process.stdout) for _ in range(20)]
-        process.send_signal(signal.SIGKILL)
-        done += process.stdout.readlines()
-        process.wait()
-        acknowledged = int(done[-1])
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(dsn, writer))
+        process.start()
+        writer.close()
+        done = [reader.recv() for _ in range(20)]
+        process.kill()
+        process.join()
+        while reader.poll():
+            try:
+                done.append(reader.recv())
+            except EOFError:
+                break
+        acknowledged = done[-1]
         assert len(facts.find("k")) in (acknowledged, acknowledged + 1)
         assert facts.verify_audit() in range(acknowledged, acknowledged + 3)
 
@@ -309,6 +297,14 @@ class TestSqliteFacts(FactsContract):
                 connection.exec_driver_sql(f"DROP TRIGGER audit_log_no_{verb}")
             for statement in statements:
                 connection.exec_driver_sql(statement)
+
+    def test_opening_an_up_to_date_database_does_not_import_alembic(self, facts: SqlFacts, dsn: str) -> None:
+        code = (
+            "import sys; from deepseek_ops.adapters.facts import open_facts; open_facts(sys.argv[1]).find('k');"
+            "print([name for name in ('alembic', 'sqlalchemy.orm') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code, dsn], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
 
     def test_a_missing_file_is_not_created_when_only_looking(self, tmp_path: Path) -> None:
         with pytest.raises(FactsAccessError, match=r"missing\.db.*unable to open"):
@@ -463,6 +459,14 @@ class TestPostgresFacts(FactsContract):
 def _open_and_insert(dsn: str, key: str, barrier: Barrier) -> None:
     barrier.wait(60)
     open_facts(dsn).insert("k", key, {})
+
+
+def _write_for_ever(dsn: str, done: Connection) -> None:
+    facts = open_facts(dsn)
+    for number in itertools.count():
+        facts.append_audit(event(number))
+        facts.insert("k", str(number), {"n": number})
+        done.send(number + 1)
 
 
 def _chain(error: BaseException | None) -> Iterator[str]:
