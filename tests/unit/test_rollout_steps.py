@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -223,6 +223,7 @@ def looks(draw: st.DrawFn) -> Observation:
     )
 
 
+@settings(max_examples=60, deadline=None)
 @given(rollouts(), st.lists(looks(), max_size=12))
 def test_traffic_only_grows_until_the_rollout_is_settled_and_never_moves_after(
     start: tuple[Rollout, RolloutPolicy], seen: list[Observation]
@@ -243,6 +244,7 @@ def test_traffic_only_grows_until_the_rollout_is_settled_and_never_moves_after(
         rollout = after
 
 
+@settings(max_examples=60, deadline=None)
 @given(rollouts(), st.lists(looks(), max_size=8), looks())
 def test_an_unhealthy_or_failing_candidate_always_ends_at_zero(
     start: tuple[Rollout, RolloutPolicy], seen: list[Observation], last: Observation
@@ -257,6 +259,7 @@ def test_an_unhealthy_or_failing_candidate_always_ends_at_zero(
         assert after.reason
 
 
+@settings(max_examples=60, deadline=None)
 @given(rollouts(), st.lists(looks(), max_size=12))
 def test_the_same_look_twice_moves_traffic_once(start: tuple[Rollout, RolloutPolicy], seen: list[Observation]) -> None:
     rollout, policy = start
@@ -268,6 +271,7 @@ def test_the_same_look_twice_moves_traffic_once(start: tuple[Rollout, RolloutPol
         rollout = once
 
 
+@settings(max_examples=60, deadline=None)
 @given(rollouts(), st.lists(looks(), max_size=12))
 def test_every_plan_sums_to_100_and_gives_the_candidate_its_percent(
     start: tuple[Rollout, RolloutPolicy], seen: list[Observation]

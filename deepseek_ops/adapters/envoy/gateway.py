@@ -37,12 +37,12 @@ class EnvoyGateway:
     """
 
     def __init__(self, root: Path, *, port: int = 0) -> None:
-        self.root = root
+        self.root = root.absolute()
         self.port = port
-        self._state = root / "state.json"
-        self._live = root / "live"
-        self._admin = Admin(root)
-        self._process = EnvoyProcess(root)
+        self._state = self.root / "state.json"
+        self._live = self.root / "live"
+        self._admin = Admin(self.root)
+        self._process = EnvoyProcess(self.root)
 
     def apply(self, plan: TrafficPlan) -> Digest:
         """Make the plan effective and return its fingerprint, the revision; starts Envoy when it is not running.
@@ -198,7 +198,7 @@ class EnvoyGateway:
     def _changing(self) -> Iterator[None]:
         """Hold the lock that serialises changes over all objects and processes; the kernel frees it on death."""
         with disk(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self.root / "changing.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

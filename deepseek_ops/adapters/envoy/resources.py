@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pydantic import JsonValue
 
@@ -23,10 +24,21 @@ SILENCE_SECONDS = 600
 CONNECT_SECONDS = 5
 KEEP_ALIVE_SECONDS = 4
 """Below the five seconds after which uvicorn closes an idle connection: a request never meets a closing one."""
+VERSION_HEADER = "x-model-version"
+"""Names in an answer the version that gave it. A request that names a version goes there, whatever the weights say:
+for probes of a candidate, and for people who look at it before everybody does."""
 MAX_BUFFERED_BYTES = 32 << 20
 """The longest request whose model name can be rewritten."""
 
 _TYPE = "type.googleapis.com/envoy."
+_FORWARDING: Mapping[str, JsonValue] = MappingProxyType(
+    {
+        "timeout": "0s",
+        "idle_timeout": f"{SILENCE_SECONDS}s",
+        # Generating twice harms nobody, so a request whose backend hung up before it answered is sent again.
+        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 2},
+    }
+)
 Json = dict[str, JsonValue]
 
 
@@ -77,7 +89,7 @@ def plan_in(route_config: Mapping[str, JsonValue], clusters: Iterable[Mapping[st
     Percentages, the header and the addresses are read from where Envoy acts on them, so an edit by hand shows.
     """
     recorded = TrafficPlan.load(json.loads(_text(route_config, "metadata", "filter_metadata", METADATA, "plan")))
-    route = _at(route_config, "virtual_hosts", 0, "routes", 0, "route")
+    route = _at(_items(route_config, "virtual_hosts", 0, "routes")[-1:], 0, "route")  # the split is the last one
     by_name = {str(cluster["name"]): cluster for cluster in clusters}
     backends = {
         version: _address_of(by_name[name])
@@ -136,9 +148,7 @@ def _routes(plan: TrafficPlan) -> Json:
         {
             "name": f"{plan.endpoint}/{version}",
             "weight": plan.weights[version],
-            "response_headers_to_add": [
-                {"header": {"key": "x-model-version", "value": version.replace("%", "%%")}, "append_action": 2}
-            ],
+            "response_headers_to_add": [_version_header(version)],
         }
         for version in sorted(plan.weights)
     ]
@@ -149,23 +159,36 @@ def _routes(plan: TrafficPlan) -> Json:
         }
         for version in sorted(plan.mirrors)
     ]
-    route: Json = {
+    split: Json = {
         "weighted_clusters": {"clusters": shares, "use_hash_policy": True},
         "hash_policy": [{"header": {"header_name": plan.sticky_header}}],
         "request_mirror_policies": mirrors,
-        "timeout": "0s",
-        "idle_timeout": f"{SILENCE_SECONDS}s",
-        # Generating twice harms nobody, so a request whose backend hung up before it answered is sent again.
-        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 2},
+        **_FORWARDING,
     }
+    named: list[JsonValue] = [
+        {
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": VERSION_HEADER, "string_match": {"exact": version}}],
+            },
+            "route": {"cluster": f"{plan.endpoint}/{version}", **_FORWARDING},
+            "response_headers_to_add": [_version_header(version)],
+        }
+        for version in sorted(plan.backends)
+    ]
+    routes: list[JsonValue] = [*named, {"match": {"prefix": "/"}, "route": split}]
     text = canonical_json(plan.dump()).decode()
     return {
         "name": plan.endpoint,
         "metadata": {"filter_metadata": {METADATA: {"plan": text}}},
-        "virtual_hosts": [
-            {"name": plan.endpoint, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}
-        ],
+        "virtual_hosts": [{"name": plan.endpoint, "domains": ["*"], "routes": routes}],
+        "validate_clusters": True,  # a route to nowhere is refused as a whole, not answered with 503
     }
+
+
+def _version_header(version: str) -> Json:
+    value = version.replace("%", "%%")  # percent signs begin Envoy's own variables
+    return {"header": {"key": VERSION_HEADER, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _listener(endpoint: str, port: int) -> Json:
@@ -226,7 +249,7 @@ def _at(value: object, *path: str | int) -> JsonValue:
     return value  # type: ignore[return-value]
 
 
-def _items(value: JsonValue, *path: str | int) -> list[JsonValue]:
+def _items(value: object, *path: str | int) -> list[JsonValue]:
     found = _at(value, *path)
     return found if isinstance(found, list) else []
 
