@@ -143,10 +143,15 @@ def verify_tree(store: ObjectStore, tree: Tree, *, workers: int = 8) -> VerifyRe
 
 
 def _pack_problems(store: ObjectStore, read: PackRead) -> list[str]:
-    found = _problem(lambda: deque(read_packed(store, read), maxlen=0))
-    if not found or len(read.files) == 1:
-        return found
-    return list(chain.from_iterable(_pack_problems(store, single) for single in one_by_one(read)))
+    try:
+        deque(read_packed(store, read), maxlen=0)
+    except ObjectNotFoundError as error:
+        return [f"{error} It holds {len(read.files)} files, {read.files[0].entry.path} first."]
+    except IntegrityError as error:
+        if len(read.files) == 1:
+            return [str(error)]
+        return list(chain.from_iterable(_pack_problems(store, single) for single in one_by_one(read)))
+    return []
 
 
 def _problem(work: Callable[[], object]) -> list[str]:

@@ -57,6 +57,8 @@ class LocalFile(NamedTuple):
     """Relative POSIX path."""
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """Cannot be set back, as mtime can."""
     inode: int
 
 
@@ -90,7 +92,7 @@ def _scan(folder: str, prefix: str) -> Iterator[LocalFile]:
             raise local_error(child.path, error) from error
         if stat.S_ISREG(status.st_mode):
             name = _portable(prefix + child.name)
-            yield LocalFile(name, status.st_size, status.st_mtime_ns, status.st_ino)
+            yield LocalFile(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         elif stat.S_ISDIR(status.st_mode):
             yield from _scan(child.path, f"{prefix}{child.name}/")
         else:

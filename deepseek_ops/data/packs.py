@@ -21,8 +21,6 @@ from deepseek_ops.core.records import digest_of
 from deepseek_ops.data.layout import pack_key
 from deepseek_ops.data.pages import LOOSE, Entry, Location, Page
 
-LOOSE_BYTES = 1 << 20
-"""Files from this size on are objects of their own."""
 PACK_BYTES = 12 << 20
 """A pack is closed when it has so many bytes: it ends below 13 MiB."""
 UPLOADS = 4

@@ -28,6 +28,8 @@ MAX_PAGE_BYTES = 256 << 20
 _PAGE_HEAD = b"deepseek-ops page/1\n"
 _TREE_HEAD = b"deepseek-ops tree/1\n"
 DIGEST_BYTES = 32
+LOOSE_BYTES = 1 << 20
+"""Files from this size on are objects of their own and lie in no pack."""
 
 
 class Entry(NamedTuple):
@@ -127,6 +129,8 @@ def decode_page(data: bytes, expected: Digest) -> Page:
         raise columns.broken()
     entries = [Entry(*row) for row in zip(paths, sizes, digests, splits, strict=True)]
     columns.expect(page_digest(entries))
+    if any(number >= 0 and size >= LOOSE_BYTES for number, size in zip(numbers, sizes, strict=True)):
+        raise columns.broken("a packed file of 1 MiB or more")
     return Page(entries, [Location(packs[number], offset) for number, offset in zip(numbers, offsets, strict=True)])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -23,6 +23,7 @@ from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import DatasetVersion, Digest, Name, canonical_json, digest_of
 from deepseek_ops.data.checkout import VerifyReport, selected, verify_tree, write_folder
 from deepseek_ops.data.layout import commit_key, require_format
+from deepseek_ops.data.parallel import in_parallel
 from deepseek_ops.data.refs import RefEntry, RefLog, create_tag, read_tag
 from deepseek_ops.data.snapshot import SplitOf, no_split, store_folder
 from deepseek_ops.data.trees import DatasetDiff, Tree, diff
@@ -233,13 +234,22 @@ class DatasetRepository:
         """Return the paths of a version, or those that match a glob, sorted."""
         return sorted(file.entry.path for file in selected(self._tree(self.resolve(version_id)), patterns))
 
-    def log(self, name: str, *, branch: str = "main", limit: int | None = None) -> Iterator[LogEntry]:
-        """Yield the versions a branch has had, newest first. Raises IntegrityError when its history was altered."""
-        for entry in RefLog(self._store, _checked("dataset", name), branch).entries(limit=limit):
-            body = self.describe(entry.version)
-            version = _version_of(entry.version, body)
-            message, author = str(body["message"]), str(body["author"])
-            yield LogEntry(version.version, entry.at, message, author, version.num_files, version.num_bytes)
+    def log(self, name: str, *, branch: str = "main", limit: int | None = None) -> list[LogEntry]:
+        """Return the versions a branch has had, newest first.
+
+        Raises VersionNotFoundError for a branch that does not exist, IntegrityError when its history was altered.
+        """
+        log = RefLog(self._store, _checked("dataset", name), branch)
+        entries = in_parallel(self._log_entry, log.entries(limit=limit), self._workers)
+        if not entries:
+            raise VersionNotFoundError(self._store.uri, log.name)
+        return entries
+
+    def _log_entry(self, entry: RefEntry) -> LogEntry:
+        body = self.describe(entry.version)
+        version = _version_of(entry.version, body)
+        message, author = str(body.get("message")), str(body.get("author"))
+        return LogEntry(version.version, entry.at, message, author, version.num_files, version.num_bytes)
 
     def diff(self, old: str, new: str) -> DatasetDiff:
         """Return the paths that differ between two versions; parts they share are not read."""

@@ -20,9 +20,10 @@ from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.data.blobs import StoreBlobs, hash_file
 from deepseek_ops.data.folders import ChangedWhileReadError, LocalFile, local_error, scan_folder
 from deepseek_ops.data.layout import tree_key
-from deepseek_ops.data.packs import LOOSE_BYTES, PackWriter
+from deepseek_ops.data.packs import PackWriter
 from deepseek_ops.data.pages import (
     LOOSE,
+    LOOSE_BYTES,
     Entry,
     Location,
     PageRef,
@@ -129,7 +130,7 @@ class _Sender:
         missing = [page for page in pages if any(self._placeless(entry) for entry in page)]
         self._learn(ref for page in missing for ref in self._parent.overlapping(page[0].path, page[-1].path))
         lost = [entry for page in missing for entry in page if self._placeless(entry)]
-        again = [LocalFile(entry.path, entry.size, 0, 0) for entry in lost]
+        again = [LocalFile(entry.path, entry.size, 0, 0, 0) for entry in lost]
         for entry, digest in zip(lost, self._stored(again), strict=True):
             if digest != entry.digest:  # the cache was wrong about it
                 raise ChangedWhileReadError(f"{self._folder}/{entry.path}")

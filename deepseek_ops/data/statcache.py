@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from deepseek_ops.data.folders import OWN_FOLDER, LocalFile
 
 GRAIN_NS = 50_000_000
 """Coarsest step of file times we trust: kernels tick at 1-10 ms, some file systems keep coarser times."""
-_HEAD = b"deepseek-ops stat cache/1\n"
+_HEAD = b"deepseek-ops stat cache/2\n"
 
 
 class StatCache:
-    """Digests by (name, size, mtime, inode) of one folder."""
+    """Digests by (name, size, mtime, ctime, inode) of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / OWN_FOLDER / "stat-cache"
@@ -40,7 +40,7 @@ class StatCache:
         kept = {file: digest for file, digest in digests.items() if file.mtime_ns < newest}
         if kept == self._known:
             return
-        columns = [list(column) for column in zip(*kept, strict=True)] or [[], [], [], []]
+        columns = [list(column) for column in zip(*kept, strict=True)] or [[] for _ in LocalFile._fields]
         body = msgpack.packb([*columns, b"".join(kept.values())])
         temporary = self._path.with_name(f"stat-cache.{os.getpid()}.{secrets.token_hex(4)}")
         with suppress(OSError):
@@ -61,11 +61,6 @@ def _load(path: Path) -> dict[LocalFile, bytes]:
     head, digest, body = data[: len(_HEAD)], data[len(_HEAD) : len(_HEAD) + 32], data[len(_HEAD) + 32 :]
     if head != _HEAD or hashlib.sha256(body).digest() != digest:
         return {}
-    names, sizes, times, inodes, digests = msgpack.unpackb(body)
-    files = map(LocalFile, names, sizes, times, inodes)
+    *columns, digests = msgpack.unpackb(body)
+    files = map(LocalFile, *columns)
     return {file: digests[at * 32 : at * 32 + 32] for at, file in enumerate(files)}
-
-
-def digests_by_file(files: Iterable[LocalFile], digests: Iterable[bytes]) -> dict[LocalFile, bytes]:
-    """Return the mapping ``StatCache.save`` takes."""
-    return dict(zip(files, digests, strict=True))
