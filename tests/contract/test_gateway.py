@@ -53,6 +53,12 @@ def share(plan: TrafficPlan, percent: int) -> TrafficPlan:
     return plan.evolve(weights={OLD: 100 - percent, NEW: percent})
 
 
+def settled(plan: TrafficPlan, percent: int) -> TrafficPlan:
+    """Return the plan of a rollout that has ended: the loser is out of it."""
+    winner = NEW if percent else OLD
+    return plan.evolve(weights={winner: 100}, backends={winner: plan.backends[winner]})
+
+
 class TrafficGatewayContract:
     """Subclasses provide ``gateway``, and ``another``: a second object on the same place, as another task makes it."""
 
@@ -98,7 +104,7 @@ class TrafficGatewayContract:
         with ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(load, number) for number in range(4)]
             for percent in (40, 0, 100, 20, 60, 0, 80, 100, 50, 30):
-                gateway.apply(share(plan, percent))
+                gateway.apply(settled(plan, percent) if percent in (0, 100) else share(plan, percent))
             done.set()
             seen = sum((client.result() for client in clients), Counter())
         assert seen["failed"] == 0, seen
@@ -259,11 +265,13 @@ class TestEnvoyGateway(TrafficGatewayContract):
         self, gateway: EnvoyGateway, plan: TrafficPlan
     ) -> None:
         gateway.apply(plan)
+        before = {file.name for file in (gateway.root / "live").iterdir()}
         with pytest.raises(PlanRejectedError, match=f"{plan.endpoint}.*does not match regex"):
             gateway.apply(plan.evolve(sticky_header="x\nuser"))
         with pytest.raises(PlanRejectedError):
             gateway.apply(plan.evolve(endpoint=f"{plan.endpoint}-2", sticky_header="x\nuser"))
         assert gateway.observed(plan.endpoint) == plan
+        assert {file.name for file in (gateway.root / "live").iterdir()} == before
         gateway.apply(share(plan, 100))
         with Client(gateway.url(plan.endpoint)) as client:
             assert client.version() == NEW

@@ -167,6 +167,9 @@ class EnvoyGateway:
             self._live.mkdir(exist_ok=True)
         for name, (text, _) in wanted.items():
             write_file(self._live / name, text)
+        for path in self._live.iterdir():
+            if path.name not in wanted:
+                path.unlink()
 
     def _with_port(self, endpoint: str) -> GatewayState:
         """Return the state with a port for the endpoint, recorded before anybody is told of it."""
