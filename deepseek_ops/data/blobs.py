@@ -94,7 +94,7 @@ class StoreBlobs:
         if target.exists():
             self._fetch_into(files, target)
             return
-        staging = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.part"
+        staging = target.parent / f".{secrets.token_hex(8)}.part"
         try:
             staging.mkdir(parents=True)
             self._fetch_into(files, staging)
@@ -113,7 +113,7 @@ class StoreBlobs:
         """Write one verified file to ``target``; a file there that is right already stays."""
         if target.is_file() and target.stat().st_size == entry.size and hash_file(target)[0] == entry.digest:
             return
-        partial = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.part"
+        partial = target.parent / f".{secrets.token_hex(8)}.part"
         try:
             self._store.download(blob_key(entry.digest), partial)
             self._check(entry.digest, hash_file(partial)[0])

@@ -80,7 +80,7 @@ def write_folder(store: ObjectStore, files: Sequence[Stored], target: Path, *, w
 
     Raises TargetNotEmptyError, UnsafeTargetError, IntegrityError, ObjectNotFoundError, LocalDiskError.
     """
-    staging = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.part"
+    staging = target.parent / f".{secrets.token_hex(8)}.part"
     try:
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
             raise TargetNotEmptyError(str(target))
@@ -94,7 +94,7 @@ def write_folder(store: ObjectStore, files: Sequence[Stored], target: Path, *, w
 
 
 def _write_files(store: ObjectStore, files: Sequence[Stored], folder: Path, workers: int) -> None:
-    paths = checked_targets(folder, [file.entry.path for file in files])
+    paths = checked_targets(folder, [file.entry.path for file in files], fresh=True)
     target_of = {file.entry.path: path for file, path in zip(files, paths, strict=True)}
 
     def write_pack(read: PackRead) -> None:

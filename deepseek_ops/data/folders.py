@@ -113,8 +113,8 @@ def _encodes(name: str) -> bool:
     return True
 
 
-def checked_targets(target: Path, names: Sequence[str]) -> list[str]:
-    """Return where each stored path goes below ``target``, with the folders made.
+def checked_targets(target: Path, names: Sequence[str], *, fresh: bool = False) -> list[str]:
+    """Return where each stored path goes below ``target``, with the folders made; ``fresh`` says it is empty.
 
     Raises UnsafeTargetError for a path that leaves the target (also through a link that is there), appears twice, or
     is below another file of the set; nothing has been written then.
@@ -124,7 +124,7 @@ def checked_targets(target: Path, names: Sequence[str]) -> list[str]:
     for folder in sorted(folders):  # parents sort before what is below them
         _make_folder(root, folder)
     paths = [f"{root}/{name}" for name in names]
-    for name, path in zip(names, paths, strict=True):
+    for name, path in zip(names, paths, strict=True) if not fresh else ():
         try:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:

@@ -404,6 +404,10 @@ class TestS3Store(ObjectStoreContract, BlobsContract):
             assert "WRONG" not in str(caught.value) + repr(wrong)
             assert s3_server.credentials["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
+    def test_a_server_without_keys_is_refused_at_once(self) -> None:
+        with pytest.raises(StoreAccessError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"):
+            open_store(f"s3://{fixtures_s3.BUCKET}", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+
     def test_half_a_pair_of_keys_is_refused_at_once(self) -> None:
         with pytest.raises(StoreAccessError, match="AWS_SECRET_ACCESS_KEY is not set"):
             open_store(f"s3://{fixtures_s3.BUCKET}", {"AWS_ACCESS_KEY_ID": "AK"})

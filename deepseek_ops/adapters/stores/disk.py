@@ -47,7 +47,7 @@ class PartialFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.part"
+        self._temporary = target.parent / f".{secrets.token_hex(8)}.part"
         self._handle = -1
 
     def __enter__(self) -> Self:

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    InvalidPathError,
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import S3Store as Client
 
+from deepseek_ops.adapters.stores.keys import InvalidKeyError
 from deepseek_ops.adapters.stores.uris import StoreUri, StoreUriError
 from deepseek_ops.core.errors import (
     DeepSeekOpsError,
@@ -107,6 +109,8 @@ def _loopback(host: str) -> bool:
 def _provider(uri: StoreUri, credentials: Mapping[str, str]) -> Callable[[], S3Credential] | None:
     key, secret = credentials.get("AWS_ACCESS_KEY_ID"), credentials.get("AWS_SECRET_ACCESS_KEY")
     if not key and not secret:
+        if credentials.get("AWS_ENDPOINT_URL"):  # no role of this machine opens somebody's own server
+            raise StoreAccessError(str(uri), "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set")
         return None
     if not key or not secret:
         missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
@@ -136,6 +140,8 @@ def explained(error: Exception, store: str, key: str) -> DeepSeekOpsError:
     where = f"{store}/{key}" if key else store
     if code == "NoSuchBucket":
         return StoreAccessError(store, "the bucket does not exist (NoSuchBucket)")
+    if isinstance(error, InvalidPathError):
+        return InvalidKeyError(key or store, "or a key below it is no valid object path")
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(where)
     if isinstance(error, AlreadyExistsError | PreconditionError):
