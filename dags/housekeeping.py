@@ -18,7 +18,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
 
 @dag(
-    schedule=CronTriggerTimetable("0 3 * * *", timezone="UTC"),
+    schedule=CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=timedelta(0)),
     catchup=False,
     max_active_runs=1,
     default_args={

@@ -38,7 +38,8 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
 @dag(
     schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 2 * * 0", timezone="UTC"), assets=(MODEL_REPOSITORY | DATASET)
+        timetable=CronTriggerTimetable("0 2 * * 0", timezone="UTC", run_immediately=timedelta(0)),
+        assets=(MODEL_REPOSITORY | DATASET),
     ),
     catchup=False,
     max_active_runs=4,

@@ -18,7 +18,7 @@ COMMANDS = {
 """Name -> module, function, help: a command's module is imported when it is called, not when another one is."""
 GROUPS = {
     "data": ("deepseek_ops.cli.data", "data_app", "Dataset versions."),
-    "registry": ("deepseek_ops.cli.registry", "registry_app", "Model versions, aliases, verification."),
+    "registry": ("deepseek_ops.cli.registry", "app", "Model versions, aliases, verification."),
 }
 
 

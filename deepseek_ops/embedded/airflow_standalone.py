@@ -145,7 +145,7 @@ class AirflowStandalone:
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__DEFAULT_CAPACITY": "200",
@@ -177,7 +177,9 @@ class AirflowClient:
         return self._call("PATCH", path, body=body)
 
     def unpause(self, dag_id: str) -> None:
-        self.patch(f"/dags/{dag_id}", {"is_paused": False})
+        """Switch a DAG on, and have its file read again now: Airflow starts an asset's watchers only then."""
+        dag = self.patch(f"/dags/{dag_id}", {"is_paused": False})
+        self._call("PUT", f"/parseDagFile/{dag['file_token']}")
 
     def runs(self, dag_id: str) -> list[dict[str, JsonValue]]:
         """Return the DAG's runs, newest first."""
@@ -220,7 +222,7 @@ class AirflowClient:
                 continue
             break
         answer.raise_for_status()
-        parsed: dict[str, JsonValue] = answer.json()
+        parsed: dict[str, JsonValue] = answer.json() if answer.content else {}
         return parsed
 
 

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from deepseek_ops.adapters.envoy import EnvoyGateway
 from deepseek_ops.adapters.git import open_git
 from deepseek_ops.adapters.local_launcher import LocalLauncher
 from deepseek_ops.core.errors import DeepSeekOpsError
@@ -26,6 +26,9 @@ from deepseek_ops.embedded.airflow_standalone import AirflowClient, AirflowStand
 from deepseek_ops.embedded.git_server import TOKEN_VARIABLE
 from deepseek_ops.embedded.processes import GuardedProcess, end_recorded, free_port, port_is_free
 from deepseek_ops.embedded.seaweedfs import SeaweedServer
+
+if TYPE_CHECKING:
+    from deepseek_ops.adapters.envoy import EnvoyGateway
 
 BUCKETS = ("deepseek-ops", "data-lake", "model-registry")
 REPOSITORY = "tiny-deepseek"
@@ -80,6 +83,8 @@ class Stack:
     @property
     def gateway(self) -> EnvoyGateway:
         """The gateway that Airflow's tasks use, seen from here."""
+        from deepseek_ops.adapters.envoy import EnvoyGateway
+
         return EnvoyGateway(self.root / "gateway", port=self._port("gateway"))
 
     @property
@@ -240,6 +245,8 @@ def stop_kept(root: Path) -> list[str]:
     """End what a kept stack left up below ``root`` and return the names of the servers ended."""
     if not root.exists():
         return []
+    from deepseek_ops.adapters.envoy import EnvoyGateway
+
     ended = end_recorded(root)
     with contextlib.suppress(DeepSeekOpsError):
         LocalLauncher(root / "jobs").shutdown()

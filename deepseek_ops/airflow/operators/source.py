@@ -116,12 +116,16 @@ class ProceedOperator(ShortCircuitOperator):
     template_fields: Sequence[str] = ("run",)
 
     def __init__(self, *, run: Any, **kwargs: Any) -> None:
-        super().__init__(python_callable=bool, **kwargs)
+        super().__init__(python_callable=_unless_dry, **kwargs)
         self.run = run
 
     def execute(self, context: Context) -> Any:
-        self.op_args = (not RunPlan.load(as_object(self.run)).dry_run,)
+        self.op_args = (RunPlan.load(as_object(self.run)).dry_run,)
         return super().execute(context)
+
+
+def _unless_dry(dry_run: bool) -> bool:
+    return not dry_run
 
 
 def _payloads(context: Context) -> list[Any]:
