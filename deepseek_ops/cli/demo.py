@@ -266,8 +266,8 @@ def _finished(client: AirflowClient, watch: Watch) -> bool:
     run = client.get(f"/dags/retrain/dagRuns/{watch.runs['retrain']}")
     if run.get("state") != "success":
         return False
-    states = {str(row["task_id"]): row["state"] for row in client.tasks("retrain", watch.runs["retrain"])}
-    return states.get("start_release") == "skipped"
+    ended = {str(row["task_id"]): row["state"] for row in client.tasks("retrain", watch.runs["retrain"])}
+    return ended.get("start_release") == "skipped"
 
 
 def _result(stack: Stack, watch: Watch, seconds: Mapping[str, float]) -> DemoResult:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from deepseek_ops.core.config import Deployment as DeploymentRules
 from deepseek_ops.core.errors import JobFailedError, JobLostError, ObjectExistsError, PermanentError
@@ -20,15 +20,18 @@ from deepseek_ops.core.ports import Fact, Facts, Launcher, TrafficGateway
 from deepseek_ops.core.records import Deployment, FileSet, ModelVersion, Phase, Record, Rollout
 from deepseek_ops.pipeline.registration import Stores, registry_named
 from deepseek_ops.pipeline.runs import config_of
-from deepseek_ops.rollout import Observation, first_rollout, next_step, policy_for, traffic_plan
+from deepseek_ops.rollout import Observation, first_rollout, next_step, observe, policy_for, traffic_plan
 
 ROLLOUT = "rollout"
 """Kind of the facts that hold rollouts, keyed ``<endpoint>/<candidate>``."""
 SERVING = "serving"
 """Kind of the facts that say which job serves a version, keyed ``<endpoint>/<version>``."""
 START_SECONDS = 600.0
-PROBES = 5
-"""Requests of our own at each look: an endpoint without traffic is still seen to answer before it is promoted."""
+PROBES = 20
+"""Requests of our own to each version at each look: an endpoint without traffic still proves itself step by step."""
+HEALTH_TRIES = 3
+VERSION_HEADER = "x-model-version"
+"""Request header that the gateway obeys whatever the weights say."""
 
 
 class Serving(Record):
@@ -38,6 +41,13 @@ class Serving(Record):
     version: str
     job: str
     address: str
+
+
+class RolloutState(Record):
+    """A rollout and the gateway's counters when its present step began."""
+
+    rollout: Rollout
+    since: dict[str, TrafficStats] = Field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -102,23 +112,24 @@ class Delivery:
         """Move the traffic look by look and return the settled rollout."""
         rules = self.rules
         policy = policy_for(rules)
-        fact = self._rollout(candidate)
-        rollout = Rollout.load(fact.body)
-        stable = self._serving(rollout.stable)
+        fact = self._begun(candidate)
+        state = RolloutState.load(fact.body)
+        stable = self._serving(state.rollout.stable)
         backends = {serving.version: serving.address for serving in (stable, candidate) if serving is not None}
-        while rollout.phase is Phase.PROGRESSING:
-            seen = self._observe(rollout, candidate)
-            moved = next_step(rollout, seen, policy)
-            # Traffic first, then the fact: a look that is repeated finds the gateway where it should be.
+        while state.rollout.phase is Phase.PROGRESSING:
+            seen = self._look(state, candidate)
+            moved = next_step(state.rollout, seen, policy)
+            if moved != state.rollout:
+                # The fact first: whoever goes on after a crash applies the plan of the state it finds.
+                state = RolloutState(rollout=moved, since=self.gateway.stats(moved.endpoint))
+                fact = self.facts.update(fact, state.dump())
+                self.progress(f"{moved.endpoint}: {moved.candidate} at {moved.percent} %, {moved.phase} {moved.reason}")
             self.gateway.apply(traffic_plan(moved, backends))
-            if moved != rollout:
-                fact = self.facts.update(fact, moved.dump())
-                self.progress(f"{moved.endpoint}: {moved.candidate} at {moved.percent} %, {moved.phase}")
-            rollout = moved
-            if rollout.phase is Phase.PROGRESSING:
+            if moved.phase is Phase.PROGRESSING:
                 time.sleep(poll_seconds)
-        self.gateway.apply(traffic_plan(rollout, backends))
-        return rollout
+        if state.rollout.phase is Phase.PROMOTED or state.rollout.stable:
+            self.gateway.apply(traffic_plan(state.rollout, backends))
+        return state.rollout
 
     def promote(self, rollout: Rollout) -> Deployment:
         """Let ``champion`` name the version, end the jobs that serve nobody any more, and return the deployment."""
@@ -170,7 +181,7 @@ class Delivery:
         status = self.launcher.status(serving.job)
         return serving if status is not None and status.phase is JobPhase.RUNNING else None
 
-    def _rollout(self, candidate: Serving) -> Fact:
+    def _begun(self, candidate: Serving) -> Fact:
         """Return the rollout of this candidate, begun now or before."""
         key = f"{candidate.endpoint}/{candidate.version}"
         known = self.facts.get(ROLLOUT, key)
@@ -181,24 +192,24 @@ class Delivery:
         stable = next((version for version in serves if version != candidate.version and self._serving(version)), "")
         rollout = first_rollout(candidate.endpoint, stable, candidate.version, self.rules)
         try:
-            return self.facts.insert(ROLLOUT, key, rollout.dump())
+            return self.facts.insert(ROLLOUT, key, RolloutState(rollout=rollout).dump())
         except ObjectExistsError:
-            return self._rollout(candidate)
+            return self._begun(candidate)
 
-    def _observe(self, rollout: Rollout, candidate: Serving) -> Observation:
-        """Send a few requests of our own, then read the gateway's counters."""
-        healthy = all(_answers(f"http://{candidate.address}", self.version.name) for _ in range(2))
-        if rollout.percent:
+    def _look(self, state: RolloutState, candidate: Serving) -> Observation:
+        """Send requests of our own to both versions, then read the gateway's counters.
+
+        One missed answer is no verdict: the probe is tried again before the candidate counts as unhealthy.
+        """
+        rollout, model = state.rollout, self.version.name
+        healthy = any(_answers(f"http://{candidate.address}", model) for _ in range(HEALTH_TRIES))
+        if healthy and rollout.percent and rollout.stable:
             url = self.gateway.url(rollout.endpoint)
-            for number in range(PROBES):
-                _answers(url, self.version.name, user=f"probe-{number}")
+            for version in (rollout.stable, rollout.candidate):
+                for _ in range(PROBES):
+                    _answers(url, model, {VERSION_HEADER: version})
         stats = self.gateway.stats(rollout.endpoint) if rollout.percent else {}
-        nothing = TrafficStats(requests=0, errors=0)
-        return Observation.of(
-            healthy=healthy,
-            candidate=stats.get(rollout.candidate, nothing),
-            stable=stats.get(rollout.stable, nothing),
-        )
+        return observe(rollout, stats, healthy=healthy, since=state.since)
 
 
 @dataclass(eq=False)
@@ -225,11 +236,11 @@ def serving_job(endpoint: str, version: ModelVersion, model: FileSet) -> JobSpec
     )
 
 
-def _answers(url: str, model: str, *, user: str = "probe") -> bool:
+def _answers(url: str, model: str, headers: Mapping[str, str] | None = None) -> bool:
     """Return whether a one-token completion is answered."""
     body = {"model": model, "prompt": "The", "max_tokens": 1, "temperature": 0}
     try:
-        answer = httpx.post(f"{url}/v1/completions", json=body, headers={"x-user-id": user}, timeout=60)
+        answer = httpx.post(f"{url}/v1/completions", json=body, headers=dict(headers or {}), timeout=60)
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.OK
