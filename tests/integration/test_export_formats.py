@@ -21,6 +21,8 @@ from deepseek_ops.jobs.context import JobContext
 
 __all__ = ["tiny_model"]
 
+pytestmark = pytest.mark.slow  # importing torch and transformers; tracing for ONNX
+
 
 class Desk:
     """A store and a folder for jobs."""
@@ -98,7 +100,6 @@ def test_torchscript_answers_for_shapes_it_was_not_traced_with(desk, tiny_model,
     assert abs(logits - checkpoint_logits(row)).max() < 1e-4
 
 
-@pytest.mark.slow
 def test_onnx_obeys_the_attention_mask_and_carries_no_paths(desk, tiny_model, checkpoint_logits):
     import numpy as np
     import onnxruntime
@@ -119,7 +120,6 @@ def test_onnx_obeys_the_attention_mask_and_carries_no_paths(desk, tiny_model, ch
     assert b"/home/" not in graph
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 def test_an_rtx_engine_is_built_and_says_why_it_is_not_verified(desk, tiny_model):
     import torch
