@@ -14,7 +14,10 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import PermanentError, TransientError
+from deepseek_ops.adapters.local_launcher.folder import JobFolder
+from deepseek_ops.adapters.local_launcher.processes import process
+from deepseek_ops.adapters.local_launcher.reading import read_events
+from deepseek_ops.core.errors import JobStoppedError, PermanentError, TransientError
 from deepseek_ops.core.jobs import JobSpec, JobStatus
 from deepseek_ops.core.ports import Launcher
 from deepseek_ops.jobs.context import JobContext
@@ -131,6 +134,32 @@ def stubborn(context: JobContext) -> dict[str, JsonValue]:
     context.event("ready", pids=[os.getpid(), child.pid])
     time.sleep(600)
     return {}
+
+
+def rule(context: JobContext) -> dict[str, JsonValue]:
+    """End on purpose, as a guardian does."""
+    raise JobStoppedError(context.spec.name, "loss was NaN for 3 steps")
+
+
+def fill(context: JobContext) -> dict[str, JsonValue]:
+    """Write until the disk is full."""
+    with (context.work / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"." * 65536)
+
+
+def breed(context: JobContext) -> dict[str, JsonValue]:
+    """Start a program on every rank and have rank 1 killed once."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    context.event("bred", pid=child.pid, restarts=context.restarts)
+    if context.restarts == 0:
+        time.sleep(0.5)
+        if context.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    bred = [event for event in read_events(JobFolder(context.folder), 0) if event["kind"] == "bred"]
+    old = [int(str(event["pid"])) for event in bred if event["restarts"] == 0]
+    return {"old": len(old), "living": [pid for pid in old if (p := process(pid)) is not None and not p.zombie]}
 
 
 def greedy(context: JobContext) -> dict[str, JsonValue]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, JobSpec
 from deepseek_ops.core.records import canonical_json, digest_of
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.entry import KINDS, call
+from deepseek_ops.jobs.entry import KINDS, call, stop_on_signal
 from deepseek_ops.jobs.supervise import supervisor_of
 
 
@@ -77,7 +76,7 @@ def run_here(kind: str, file: Path, folder: Path) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     context = JobContext(spec, folder.resolve(), rank=rank, world_size=world, restarts=restarts)
-    signal.signal(signal.SIGTERM, lambda number, _: context.request_stop(signal.Signals(number).name))
+    stop_on_signal(context)
     ending = call(context)
     if ending.result is None:
         context.event("failed", reason=ending.reason, error=ending.error, exit_status=ending.exit_status)

@@ -111,13 +111,11 @@ class JobContext:
     @property
     def stop_reason(self) -> str:
         """Why the job has to stop; empty while it may go on."""
-        if self._told:
-            return self._told
         request = self._files.stop_request(self.attempt)
-        return "" if request is None else request.reason
+        return self._told if request is None else request.reason
 
     def request_stop(self, reason: str) -> None:
-        """Have this process's code stop: for engines that send signals and write no stop file."""
+        """Have this process's code stop, for a reason that holds where the job's folder names none."""
         self._told = reason
 
     @property

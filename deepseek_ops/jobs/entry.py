@@ -7,8 +7,10 @@ which code ran. Whoever may set a job's environment may run code in it anyway.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import json
 import os
 import resource
 import signal
@@ -23,9 +25,15 @@ from typing import NoReturn
 from pydantic import Field, JsonValue
 
 from deepseek_ops.adapters.local_launcher.folder import JOB_VARIABLE, JobFolder, plain
-from deepseek_ops.core.errors import MissingDependencyError, PermanentError, TransientError
+from deepseek_ops.core.errors import (
+    InvalidRecordError,
+    JobStoppedError,
+    MissingDependencyError,
+    PermanentError,
+    TransientError,
+)
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobSpec
-from deepseek_ops.core.records import Record
+from deepseek_ops.core.records import Record, canonical_json
 from deepseek_ops.jobs.context import JobContext
 
 KINDS = {
@@ -52,6 +60,7 @@ class Outcome(Record):
     retry: bool = False
     killed: bool = Field(default=False, description="A signal ended it.")
     peer_lost: bool = Field(default=False, description="It failed because another rank had gone.")
+    stopped: bool = Field(default=False, description="A rule in the job's own code ended it on purpose.")
     stop_seen: bool = Field(default=False, description="The code had been told to stop before it ended.")
     rank: int = 0
     restarts: int = Field(default=0, ge=0)
@@ -109,14 +118,24 @@ def silent_ending(wait_status: int, *, who: str, rank: int = 0, restarts: int = 
     return Outcome(reason=reason, retry=retry, killed=code < 0, rank=rank, restarts=restarts, at=time.time())
 
 
-def outcome_file(attempt: int, restarts: int, rank: int) -> str:
-    """Return the name, inside the job's folder, of what a rank says about its end."""
-    return f"outcome/{attempt}-{restarts}-{rank}.json"
+class OutcomeSlot:
+    """Where a process leaves its outcome for the one that forked it: memory, so that a full disk cannot swallow it."""
 
+    def __init__(self) -> None:
+        self._memory = os.memfd_create("outcome", os.MFD_CLOEXEC)
 
-def worker_file(attempt: int) -> str:
-    """Return the name, inside the job's folder, of what the worker process says about the end of the job."""
-    return f"outcome/{attempt}-worker.json"
+    def write(self, outcome: Outcome) -> None:
+        """Leave the outcome; called once, by the forked process."""
+        os.pwrite(self._memory, canonical_json(outcome.dump()), 0)
+
+    def take(self) -> Outcome | None:
+        """Return the outcome and give the memory back; None when the process ended without a word."""
+        said = os.pread(self._memory, os.fstat(self._memory).st_size, 0)
+        os.close(self._memory)
+        try:
+            return Outcome.load(json.loads(said))
+        except (ValueError, InvalidRecordError):
+            return None
 
 
 def prepare_process(files: JobFolder, spec: JobSpec) -> None:
@@ -129,6 +148,8 @@ def prepare_process(files: JobFolder, spec: JobSpec) -> None:
     os.chdir(files.work)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with contextlib.suppress(OSError):  # when memory runs out, the job goes before its supervisor and its neighbours
+        Path("/proc/self/oom_score_adj").write_text("500")
     if spec.memory_bytes is not None:
         limit = _address_space() + spec.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -145,8 +166,13 @@ def limit_threads(*, default: int) -> None:
         torch.set_num_threads(wanted)
 
 
-def stay(_number: int, _frame: FrameType | None) -> None:
-    """Handle SIGTERM by staying: the job's code learns of the stop from its context and checkpoints first."""
+def stop_on_signal(context: JobContext) -> None:
+    """Make SIGTERM a request to stop: the process stays, and its code checkpoints when it asks its context."""
+
+    def told(number: int, _frame: FrameType | None) -> None:
+        context.request_stop(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, told)
 
 
 def leave(status: int) -> NoReturn:
@@ -167,6 +193,8 @@ def _result(value: object, kind: str) -> dict[str, JsonValue]:
 
 def _failure(error: BaseException, spec: JobSpec) -> Outcome:
     name = type(error).__name__
+    if isinstance(error, JobStoppedError):
+        return Outcome(reason=error.reason, error=name, stopped=True)
     if isinstance(error, PermanentError):
         return Outcome(reason=str(error), error=name)
     if isinstance(error, TransientError):

@@ -16,6 +16,10 @@ PRELOADED = (
     "transformers.tokenization_utils_tokenizers",
     "safetensors.torch",
     "deepspeed",
+    # deepspeed.initialize imports these late, in every rank and after every restart.
+    "torch.utils.cpp_extension",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.module_inject.auto_ep_layer",
 )
 
 

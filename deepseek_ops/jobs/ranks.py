@@ -25,7 +25,7 @@ from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, RankGroup
 from deepseek_ops.core.jobs import EXIT_RETRY, JobSpec
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.entry import Outcome, call, leave, limit_threads, outcome_file, silent_ending, stay
+from deepseek_ops.jobs.entry import Outcome, OutcomeSlot, call, leave, limit_threads, silent_ending, stop_on_signal
 from deepseek_ops.jobs.preload import has_gpu
 
 SETTLE_SECONDS = 0.5
@@ -42,6 +42,8 @@ class RankRun:
     ended: dict[int, Outcome] = field(default_factory=dict)
     """Rank -> how it ended."""
     restarts: int = 0
+    slots: dict[int, OutcomeSlot] = field(default_factory=dict)
+    """Rank -> where it says how it ended."""
 
     @property
     def failed(self) -> list[Outcome]:
@@ -68,6 +70,7 @@ class RankGroupRunner:
     def run(self) -> Outcome:
         """Return the outcome of the job: rank 0's result, or the failure that ended it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        processes.become_subreaper()  # what a dead rank had started must not run beside its successor
         for restarts in range(self._spec.max_restarts + 1):
             run = self._start(restarts)
             self._watch(run)
@@ -89,18 +92,18 @@ class RankGroupRunner:
         run = RankRun(running={}, restarts=restarts)
         for rank in range(self._spec.num_ranks):
             parent = os.getpid()
+            slot = OutcomeSlot()
             pid = os.fork()
             if pid == 0:
-                self._be_rank(rank, restarts, port, parent)
+                self._be_rank(rank, restarts, port, parent, slot)
             run.running[pid] = rank
+            run.slots[rank] = slot
         self._files.write("ranks.json", RankGroup(attempt=self._attempt, restarts=restarts, pids=tuple(run.running)))
         return run
 
-    def _be_rank(self, rank: int, restarts: int, port: int, parent: int) -> None:
+    def _be_rank(self, rank: int, restarts: int, port: int, parent: int, slot: OutcomeSlot) -> None:
         try:
             processes.die_with_parent(parent)
-            signal.signal(signal.SIGTERM, stay)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             os.environ.update(rank_environment(self._spec, rank, restarts, port))
             limit_threads(default=1)
             context = JobContext(
@@ -111,13 +114,15 @@ class RankGroupRunner:
                 world_size=self._spec.num_ranks,
                 restarts=restarts,
             )
+            stop_on_signal(context)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             ending = call(context)
-            self._files.write(outcome_file(self._attempt, restarts, rank), ending)
+            slot.write(ending)
             leave(ending.exit_status)
         except BaseException:  # noqa: BLE001  (it ends in the log and in the exit status)
             traceback.print_exc()
         finally:
-            leave(EXIT_RETRY)  # the outcome could not be written
+            leave(EXIT_RETRY)  # no memory for the outcome
 
     def _watch(self, run: RankRun) -> None:
         """Wait until every rank has ended; the survivors of a failed one cannot go on and are killed."""
@@ -126,11 +131,12 @@ class RankGroupRunner:
         deadline = time.monotonic() + SETTLE_SECONDS
         while run.running and time.monotonic() < deadline and not any(failure.killed for failure in run.failed):
             self._wait(run, 0.05)
-        if run.running:
+        if run.failed:
             processes.kill_descendants()
-            for rank in run.running.values():
-                run.ended[rank] = Outcome(rank=rank, reason="ended with its peers", peer_lost=True, at=time.time())
-            run.running.clear()
+        for rank in run.running.values():
+            run.ended[rank] = Outcome(rank=rank, reason="ended with its peers", peer_lost=True, at=time.time())
+            run.slots[rank].take()
+        run.running.clear()
 
     def _wait(self, run: RankRun, seconds: float) -> None:
         arrived = signal.sigtimedwait(_SIGNALS, seconds)
@@ -138,15 +144,11 @@ class RankGroupRunner:
             self._stopping = True
             for pid in run.running:  # not reaped yet, so the ids are still theirs
                 os.kill(pid, signal.SIGTERM)
-        for pid, rank in list(run.running.items()):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                del run.running[pid]
-                run.ended[rank] = self._ending(rank, run.restarts, status)
-
-    def _ending(self, rank: int, restarts: int, status: int) -> Outcome:
-        said = self._files.read(outcome_file(self._attempt, restarts, rank), Outcome)
-        return said if said is not None else silent_ending(status, who=f"rank {rank}", rank=rank, restarts=restarts)
+        for pid, status in processes.reaped():
+            if pid in run.running:
+                rank = run.running.pop(pid)
+                said = run.slots[rank].take()
+                run.ended[rank] = said or silent_ending(status, who=f"rank {rank}", rank=rank, restarts=run.restarts)
 
     def _event(self, kind: str, **fields: object) -> None:
         self._files.append_event(kind, self._attempt, fields)

@@ -14,34 +14,44 @@ It imports nothing heavy and has one thread, so it stays alive where the job run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from deepseek_ops.adapters.local_launcher import processes
-from deepseek_ops.adapters.local_launcher.folder import Attempt, JobFolder, StopRequest, Supervisor, write_json
+from deepseek_ops.adapters.local_launcher.folder import (
+    Attempt,
+    JobFolder,
+    RankGroup,
+    StopRequest,
+    Supervisor,
+    write_json,
+)
 from deepseek_ops.core.errors import DeepSeekOpsError, InvalidRecordError, PermanentError
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.ending import judge
 from deepseek_ops.jobs.entry import (
     Outcome,
+    OutcomeSlot,
     call,
     leave,
     limit_threads,
     prepare_process,
     silent_ending,
-    stay,
-    worker_file,
+    stop_on_signal,
 )
 
 POLL_SECONDS = 0.5
 """How often stop file, lease and limits are looked at; signals are handled at once."""
 HEARTBEAT_SECONDS = 5.0
+RESERVE_BYTES = 64 << 10
 SETTLE_TRIES = 30
 """How often, a second apart, the end is written again on a full disk before the job counts as lost."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -66,11 +76,13 @@ class JobSupervisor:
         self._spec = spec
         self._attempt = attempt
         self._worker = 0
+        self._stop: StopRequest | None = None
         self._began = self._beat = self._wanted = time.monotonic()
         self._lease_mtime = 0.0
         self._kill_at: float | None = None
         self._grace_used_up = False
         self._superseded = False
+        self._slot = OutcomeSlot()
 
     def run(self, started: Callable[[], None]) -> None:
         """Run the attempt to its end. ``started`` is called as soon as others can see that it runs."""
@@ -84,7 +96,7 @@ class JobSupervisor:
         finally:
             processes.kill_descendants()
         if not self._superseded:
-            self._settle(self._outcome(status), status)
+            self._settle(status)
 
     def _record(self) -> None:
         me = processes.process(os.getpid())
@@ -95,10 +107,11 @@ class JobSupervisor:
             machine=processes.machine(),
             started_at=time.time(),
         )
+        (self._files.path / "reserve").write_bytes(b"." * RESERVE_BYTES)
         self._files.write("supervisor.json", record)
         self._event("started", pid=record.pid, ranks=self._spec.num_ranks)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        print(f"--- attempt {record.attempt} of {self._spec.name}, {now}, pid {record.pid} ---", flush=True)  # noqa: T201
+        self._say(f"--- attempt {record.attempt} of {self._spec.name}, {now}, pid {record.pid} ---")
 
     def _start_worker(self) -> None:
         parent = os.getpid()
@@ -107,7 +120,7 @@ class JobSupervisor:
             try:
                 processes.die_with_parent(parent)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-                leave(work(self._files, self._spec, self._attempt.attempt))
+                leave(work(self._files, self._spec, self._attempt.attempt, self._slot))
             except BaseException:  # noqa: BLE001  (it ends in the log and in the exit status)
                 traceback.print_exc()
             finally:
@@ -122,18 +135,11 @@ class JobSupervisor:
             self._look_around()
             arrived = signal.sigtimedwait(_SIGNALS, POLL_SECONDS)
             if arrived is not None and arrived.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._request_stop(f"supervisor got {signal.Signals(arrived.si_signo).name}")
+                self._request_stop("signal", f"the supervisor got {signal.Signals(arrived.si_signo).name}")
 
     def _reap(self) -> int | None:
         """Reap everything that has ended, orphans included; return the worker's wait status if it is among them."""
-        worker_status = None
-        try:
-            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-                if ended[0] == self._worker:
-                    worker_status = ended[1]
-        except ChildProcessError:
-            pass
-        return worker_status
+        return dict(processes.reaped()).get(self._worker)
 
     def _look_around(self) -> None:
         now = time.monotonic()
@@ -158,37 +164,40 @@ class JobSupervisor:
 
     def _check_limits(self, now: float) -> None:
         if now - self._began > self._spec.timeout_seconds:
-            self._request_stop(f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}", timeout=True)
+            self._request_stop("timeout", f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}")
         if self._spec.lease_seconds:
             renewed = self._files.lease.stat().st_mtime if self._files.lease.exists() else 0.0
             if renewed != self._lease_mtime:  # compared for change only: clocks of two machines may differ
                 self._lease_mtime, self._wanted = renewed, now
             if now - self._wanted > self._spec.lease_seconds:
-                self._request_stop(f"lease expired: not renewed for lease_seconds={self._spec.lease_seconds:g}")
+                self._request_stop("stop", f"lease expired: not renewed for {self._spec.lease_seconds:g} seconds")
 
     def _begin_stop(self, now: float) -> None:
-        request = self._files.stop_request(self._attempt.attempt)
-        if request is not None:
-            self._event("stopping", reason=request.reason, grace_seconds=self._spec.grace_seconds)
+        self._stop = self._files.stop_request(self._attempt.attempt) or self._stop
+        if self._stop is not None:
+            self._event("stopping", reason=self._stop.reason, grace_seconds=self._spec.grace_seconds)
             os.kill(self._worker, signal.SIGTERM)
             self._kill_at = now + self._spec.grace_seconds
 
-    def _request_stop(self, reason: str, *, timeout: bool = False) -> None:
-        self._files.request_stop(
-            StopRequest(attempt=self._attempt.attempt, reason=reason, cause="timeout" if timeout else "stop")
-        )
+    def _request_stop(self, cause: Literal["stop", "timeout", "signal"], reason: str) -> None:
+        self._stop = self._stop or StopRequest(attempt=self._attempt.attempt, reason=reason, cause=cause)
+        try:
+            self._files.request_stop(self._stop)  # where the job's code reads the reason
+        except DeepSeekOpsError as error:
+            self._say(str(error))  # a full disk; the signal reaches the code without it
 
-    def _outcome(self, status: int) -> Outcome:
-        said = self._files.read(worker_file(self._attempt.attempt), Outcome)
-        return said if said is not None else silent_ending(status, who="the job")
-
-    def _settle(self, outcome: Outcome, wait_status: int) -> None:
+    def _settle(self, wait_status: int) -> None:
+        """Write how the attempt ended: nobody else knows. The reserve makes room for that on a full disk."""
+        outcome = self._slot.take() or silent_ending(wait_status, who="the job")
         status = self._status(outcome, wait_status)
+        (self._files.path / "reserve").unlink(missing_ok=True)
+        ending = {"phase": status.phase.value, "reason": status.reason, "exit_status": status.exit_status}
+        self._event("ended", **ending, error=outcome.error, restarts=status.restarts)
         for _ in range(SETTLE_TRIES):
             try:
                 self._write_end(status, outcome)
             except DeepSeekOpsError as error:
-                print(error, file=sys.stderr, flush=True)  # noqa: T201  (the log file is this process's only reader)
+                self._say(str(error))
                 time.sleep(1)
             else:
                 return
@@ -198,18 +207,18 @@ class JobSupervisor:
             return  # retired: taking the lock would make the folder anew
         with self._files.locked():
             newest = self._files.attempt()
-            if newest is not None and newest.attempt == self._attempt.attempt:
-                self._write_files(status, outcome)
-
-    def _write_files(self, status: JobStatus, outcome: Outcome) -> None:
-        if status.phase is JobPhase.SUCCEEDED and outcome.result is not None:
-            write_json(self._files.path / "result.json", outcome.result)
-        ending = {"phase": status.phase.value, "reason": status.reason, "exit_status": status.exit_status}
-        self._event("ended", **ending, error=outcome.error, restarts=status.restarts)
-        self._files.write("status.json", status)
+            if newest is None or newest.attempt != self._attempt.attempt:
+                return
+            if status.phase is JobPhase.SUCCEEDED and outcome.result is not None:
+                write_json(self._files.path / "result.json", outcome.result)
+            self._files.write("status.json", status)
 
     def _status(self, outcome: Outcome, wait_status: int) -> JobStatus:
-        phase, reason = self._phase(outcome)
+        request = self._files.stop_request(self._attempt.attempt) or self._stop
+        grace = self._spec.grace_seconds if self._grace_used_up else None
+        phase, reason = judge(outcome, request, killed_after=grace)
+        group = self._files.read("ranks.json", RankGroup)
+        restarted = group.restarts if group is not None and group.attempt == self._attempt.attempt else 0
         wall = time.monotonic() - self._began
         return JobStatus(
             name=self._spec.name,
@@ -217,27 +226,23 @@ class JobSupervisor:
             reason=reason,
             exit_status=os.waitstatus_to_exitcode(wait_status),
             attempt=self._attempt.attempt,
-            restarts=outcome.restarts,
+            restarts=max(outcome.restarts, restarted),
             wall_seconds=wall,
             device_seconds=self._attempt.device_seconds + wall * self._spec.num_ranks,
             pid=os.getpid(),
             log=str(self._files.log),
         )
 
-    def _phase(self, outcome: Outcome) -> tuple[JobPhase, str]:
-        """Return how the attempt ended. A job that returned before it noticed the stop has succeeded."""
-        request = self._files.stop_request(self._attempt.attempt)
-        if outcome.result is not None and (request is None or not outcome.stop_seen):
-            return JobPhase.SUCCEEDED, ""
-        if request is None:
-            return (JobPhase.LOST if outcome.retry else JobPhase.FAILED), outcome.reason
-        phase = JobPhase.FAILED if request.cause == "timeout" else JobPhase.STOPPED
-        if self._grace_used_up:
-            return phase, f"{request.reason}; killed after grace_seconds={self._spec.grace_seconds:g}"
-        return phase, f"{request.reason}; then: {outcome.reason}" if outcome.reason else request.reason
-
     def _event(self, kind: str, **fields: object) -> None:
-        self._files.append_event(kind, self._attempt.attempt, fields)
+        try:
+            self._files.append_event(kind, self._attempt.attempt, fields)
+        except DeepSeekOpsError as error:
+            self._say(str(error))
+
+    def _say(self, line: str) -> None:
+        """Write to the job's log if there is room: a supervisor that fails because it cannot talk helps nobody."""
+        with contextlib.suppress(OSError):
+            print(line, flush=True)  # noqa: T201
 
 
 def supervisor_of(files: JobFolder) -> JobSupervisor:
@@ -250,14 +255,14 @@ def supervisor_of(files: JobFolder) -> JobSupervisor:
     if spec is None or attempt is None:
         raise InvalidRecordError("JobSpec", f"{files.path} holds no whole spec.json and attempt.json")
     try:
-        os.close(os.open(files.outcomes / f"{attempt.attempt}-claimed", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        (files.claims / str(attempt.attempt)).touch(mode=0o600, exist_ok=False)
     except FileExistsError as error:
         raise AttemptTakenError(spec.name, attempt.attempt) from error
     return JobSupervisor(files, spec, attempt)
 
 
-def work(files: JobFolder, spec: JobSpec, attempt: int) -> int:
-    """Do the job in this process and below it; return the exit status after writing the outcome."""
+def work(files: JobFolder, spec: JobSpec, attempt: int, slot: OutcomeSlot) -> int:
+    """Do the job in this process and below it; return the exit status after leaving the outcome."""
     prepare_process(files, spec)
     if spec.kind == "train":
         from deepseek_ops.jobs.preload import preload
@@ -266,8 +271,9 @@ def work(files: JobFolder, spec: JobSpec, attempt: int) -> int:
         preload()
         ending = RankGroupRunner(files, spec, attempt).run()
     else:
-        signal.signal(signal.SIGTERM, stay)
+        context = JobContext(spec, files.path, attempt=attempt)
+        stop_on_signal(context)
         limit_threads(default=len(os.sched_getaffinity(0)))
-        ending = call(JobContext(spec, files.path, attempt=attempt))
-    files.write(worker_file(attempt), ending)
+        ending = call(context)
+    slot.write(ending)
     return ending.exit_status

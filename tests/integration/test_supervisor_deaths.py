@@ -166,6 +166,49 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert launcher.list() == []
 
 
+def test_a_disk_that_fills_up_fails_the_job_by_name_and_its_end_is_known(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("a small disk takes the right to mount one")
+    try:
+        launcher = LocalLauncher(small, warm=False, min_free_bytes=1 << 20)
+        spec = job("fill")
+        launcher.submit(spec)
+        status = settled(launcher, spec.name)
+        assert (status.phase, status.exit_status) == (JobPhase.FAILED, 78)
+        assert "No space left on device" in status.reason
+        with pytest.raises(NoSpaceForJobError):
+            launcher.submit(job("echo"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_supervisor_told_to_end_by_the_machine_lets_the_job_save_and_loses_it(launcher: LocalLauncher) -> None:
+    spec = job("wait")
+    supervisor = launcher.submit(spec).pid
+    until(lambda: launcher.status(spec.name).step)
+    os.kill(supervisor, signal.SIGTERM)
+    status = settled(launcher, spec.name)
+    assert (status.phase, status.reason) == (JobPhase.LOST, "the supervisor got SIGTERM")
+    assert [event["reason"] for event in launcher.events(spec.name) if event["kind"] == "saved"] == [status.reason]
+
+
+def test_a_stop_by_a_rule_in_the_code_is_a_stop(launcher: LocalLauncher) -> None:
+    spec = job("rule")
+    launcher.submit(spec)
+    status = settled(launcher, spec.name)
+    assert (status.phase, status.reason) == (JobPhase.STOPPED, "loss was NaN for 3 steps")
+
+
+def test_programs_of_a_dead_rank_do_not_run_beside_its_successor(launcher: LocalLauncher) -> None:
+    spec = job("breed", kind="train", num_ranks=2)
+    launcher.submit(spec)
+    assert settled(launcher, spec.name).phase is JobPhase.SUCCEEDED
+    result = launcher.result(spec.name)
+    assert (result["old"] > 0, result["living"]) == (True, [])
+
+
 def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "root").write_text("")
     with pytest.raises(JobFolderError, match="Not a directory"):

@@ -18,6 +18,7 @@ from deepseek_ops.core.errors import PermanentError, TransientError
 from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.jobs.__main__ import main
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.ending import judge
 from deepseek_ops.jobs.entry import Outcome, call, silent_ending
 from deepseek_ops.jobs.ranks import RankRun, rank_environment
 
@@ -205,3 +206,32 @@ def test_the_supervisor_side_imports_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert not loaded & {"torch", "numpy", "transformers", "deepspeed", "airflow", "obstore", "sqlalchemy"}
+
+
+DONE, SEEN = Outcome(result={}), Outcome(result={}, stop_seen=True)
+BROKEN, AWAY = Outcome(reason="bad"), Outcome(reason="away", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause", "phase"),
+    [
+        (DONE, None, "succeeded"),
+        (DONE, "stop", "succeeded"),
+        (DONE, "signal", "succeeded"),
+        (SEEN, "stop", "stopped"),
+        (SEEN, "timeout", "failed"),
+        (SEEN, "signal", "lost"),
+        (SEEN, None, "lost"),
+        (BROKEN, None, "failed"),
+        (BROKEN, "stop", "stopped"),
+        (AWAY, None, "lost"),
+        (AWAY, "timeout", "failed"),
+        (Outcome(reason="rule", stopped=True), None, "stopped"),
+        (Outcome(reason="rule", stopped=True), "signal", "stopped"),
+    ],
+)
+def test_what_an_end_means_depends_on_who_wanted_it(outcome: Outcome, cause: str | None, phase: str) -> None:
+    request = None if cause is None else StopRequest.model_validate({"attempt": 1, "reason": "why", "cause": cause})
+    judged, reason = judge(outcome, request)
+    assert judged == phase
+    assert bool(reason) == (phase != "succeeded")

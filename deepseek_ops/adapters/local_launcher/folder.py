@@ -9,7 +9,8 @@
     ranks.json        process ids of the ranks and how often they were restarted
     lease             its mtime says when somebody last wanted the job
     stop.json         why the job has to end
-    outcome/          what the processes of the attempt say about their own end
+    claims/           one empty file for each attempt that was started: no attempt is started twice
+    reserve           space for the files that say how the attempt ended, given back when it has
     result.json       what the job returned, then status.json: how it ended
     events.jsonl      one JSON object a line        log.txt   stdout and stderr, all attempts
     work/             scratch of the job's own, kept over restarts and attempts
@@ -66,11 +67,15 @@ class Supervisor(Record):
 
 
 class StopRequest(Record):
-    """Why an attempt has to end. A timeout counts as a failure, a stop as somebody's decision."""
+    """Why an attempt has to end.
+
+    A stop is somebody's decision. A timeout is a failure. A signal that nobody announced means that the machine goes
+    down, or that somebody cleans up without knowing us: the job is lost, and the next try resumes it.
+    """
 
     attempt: int = Field(ge=1)
     reason: str = Field(min_length=1)
-    cause: Literal["stop", "timeout"] = "stop"
+    cause: Literal["stop", "timeout", "signal"] = "stop"
 
 
 class RankGroup(Record):
@@ -109,8 +114,8 @@ class JobFolder:
         return self.path / "work"
 
     @property
-    def outcomes(self) -> Path:
-        return self.path / "outcome"
+    def claims(self) -> Path:
+        return self.path / "claims"
 
     def read(self, name: str, kind: type[RecordT]) -> RecordT | None:
         """Return the record in file ``name``, or None when it is missing, or not whole after a power cut."""

@@ -205,8 +205,7 @@ class LocalLauncher:
         """Raise the fencing token; from here on what an older attempt wrote means nothing."""
         _kill_leftovers(files)
         with disk(files.path):
-            shutil.rmtree(files.outcomes, ignore_errors=True)
-            files.outcomes.mkdir(mode=0o700)
+            files.claims.mkdir(mode=0o700, exist_ok=True)
             files.work.mkdir(mode=0o700, exist_ok=True)
         files.write("spec.json", job)
         if known is None:

@@ -79,12 +79,26 @@ def kill_descendants(*, timeout_seconds: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         _kill(_descendants(os.getpid()))
-        try:
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        except ChildProcessError:
+        for _ in reaped():
+            pass
+        if not _has_children():
             return
         time.sleep(0.01)
+
+
+def reaped() -> Iterator[tuple[int, int]]:
+    """Yield process id and wait status of every child that has ended, and take it off the process table."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            yield ended
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def kill_session(session: int, start_ticks: int, *, marker: str, timeout_seconds: float = 10.0) -> None:
