@@ -119,7 +119,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
     lines = "".join(json.dumps(_line(item), ensure_ascii=False) + "\n" for item in items).encode()
     stored = FileEntry(path=ITEMS, size=len(lines), digest=context.blobs.put(lines))
     metrics = metrics_of(items)
-    context.event("evaluated", stage=str(payload.get("stage", "")), num_items=len(items), **metrics)
+    context.event("evaluated", stage=str(payload.get("stage", "")), **metrics)
     return {
         "metrics": dict(metrics),
         "num_items": len(items),

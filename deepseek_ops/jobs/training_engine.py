@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ def start_ranks(scratch: Path, *, single_node: bool) -> None:
 
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    _import_muon_uncompiled()
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not torch.distributed.is_initialized():
@@ -86,6 +87,26 @@ def next_token_loss(logits: torch.Tensor, targets: torch.Tensor, *, reduction: s
     return torch.nn.functional.cross_entropy(
         logits.float().reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction=reduction
     )
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimiser without its three ``torch.compile`` decorators.
+
+    DeepSpeed imports it only to see that our optimiser is another one, and the decorators import all of torch's
+    compiler: nine CPU-seconds in every rank, for functions that are never called.
+    """
+    import torch
+
+    compile_function = torch.compile
+    torch.compile = _as_it_is
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        torch.compile = compile_function
+
+
+def _as_it_is(function: Callable[..., object] | None = None, **_options: object) -> object:
+    return _as_it_is if function is None else function
 
 
 def _extensions_folder(scratch: Path) -> Path:

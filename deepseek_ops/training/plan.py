@@ -15,6 +15,8 @@ from deepseek_ops.training.errors import UnsupportedTrainingError
 TRIAL_RUNGS = 4
 """Validation losses of one trial, at most eval_steps apart: the points at which a pruner can end it."""
 _DEFAULT_ZERO_STAGE = 2
+_OF_ALL_RANKS = ("gradient_accumulation_steps",)
+"""DeepSpeed keys whose right value depends on the number of ranks: a trial, on one rank, finds its own."""
 
 
 def plan_training(
@@ -85,6 +87,7 @@ def plan_trial(
         num_nodes=1,
         nproc_per_node=1,
         hyperparameters=hyperparameters.model_dump(),
+        deepspeed={key: value for key, value in plan.deepspeed.items() if key not in _OF_ALL_RANKS},
         eval_steps=_rung(hyperparameters, plan.eval_steps),
     )
     return _checked(trial)

@@ -1,0 +1,157 @@
+"""Real trainings on real ranks: they learn, they are published only when they load again, they stop when told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fixtures_launcher import until
+from fixtures_trainer import MODEL, dataset, lab  # noqa: F401  (pytest fixtures)
+
+from deepseek_ops.core.jobs import JobPhase
+from deepseek_ops.core.records import Checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def first(lab, dataset):  # noqa: F811
+    """A training of 40 steps on two ranks, ZeRO-2."""
+    plan = lab.plan(dataset, hyperparameters={"max_steps": 40, "bias_update_rate": 0.02})
+    return plan, lab.trained("first", plan)
+
+
+def test_the_loss_falls_on_two_ranks(lab, first):  # noqa: F811
+    _, checkpoint = first
+    rows = lab.rows("first")
+    assert sorted(rows) == list(range(1, 41))
+    assert rows[1]["training_loss"] == pytest.approx(6.24, abs=0.35), "ln(512): it knows nothing yet"
+    assert checkpoint.metrics["val_loss"] < rows[8]["val_loss"] < rows[1]["training_loss"]
+    assert checkpoint.metrics["training_loss"] < rows[1]["training_loss"] - 0.8
+    assert checkpoint.tokens == 40 * 8 * 64
+    assert checkpoint.step == 40
+
+
+def test_the_metrics_of_a_step_are_complete(lab, first):  # noqa: F811
+    row = lab.rows("first")[40]
+    assert {"training_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "skipped_steps",
+            "loss_nan_ranks", "expert_load_min", "expert_load_max", "step_seconds"} <= set(row)  # fmt: skip
+    assert row["expert_load_min"] <= 1 <= row["expert_load_max"]
+
+
+def test_the_bias_balances_the_experts(lab, first):  # noqa: F811
+    rows = lab.rows("first")
+    unevenness = {step: row["expert_load_max"] - row["expert_load_min"] for step, row in rows.items()}
+    assert sum(unevenness[step] for step in range(36, 41)) < sum(unevenness[step] for step in range(6, 11))
+
+
+def test_the_streams_in_the_store_hold_every_step_once(lab, first):  # noqa: F811
+    plan, _ = first
+    keys = [item.key for item in lab.store.list(f"{plan.run_prefix}/metrics/")]
+    assert keys == [f"{plan.run_prefix}/metrics/{number:06d}.jsonl" for number in range(len(keys))]
+    steps = [json.loads(line)["step"] for key in keys for line in lab.store.get(key).splitlines()]
+    assert steps == list(range(1, 41))
+    events = [item.key for item in lab.store.list(f"{plan.run_prefix}/events/")]
+    kinds = [json.loads(line)["kind"] for key in events for line in lab.store.get(key).splitlines()]
+    assert kinds[0] == "started"
+    assert kinds[-2:] == ["published", "finished"]
+
+
+def test_the_model_is_in_the_layout_of_the_hub(lab, first, tmp_path):  # noqa: F811
+    from safetensors import safe_open
+
+    _, checkpoint = first
+    lab.blobs.fetch_folder(checkpoint.model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")
+    assert config["train_sequence_length"] == 64
+    with safe_open(tmp_path / "model" / "model.safetensors", "np") as weights:
+        names = set(weights.keys())
+        bias = weights.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias")
+    assert {f"model.layers.1.mlp.experts.{expert}.gate_proj.weight" for expert in range(4)} <= names
+    assert not any("gate_up_proj" in name for name in names), "fused tensors: only transformers reads those"
+    assert bias.dtype.name == "float32"
+    assert bias.any(), "the bias was trained"
+    assert {"tokenizer.json", "tokenizer_config.json"} <= {entry.path for entry in checkpoint.model.files}
+
+
+def test_an_equal_plan_finds_the_result(lab, first):  # noqa: F811
+    plan, checkpoint = first
+    assert lab.trained("first-again", plan) == checkpoint
+    assert lab.rows("first-again") == {}
+
+
+def test_a_trial_gives_a_curve_and_no_model(lab, dataset):  # noqa: F811
+    trial = lab.trained("trial", lab.plan(dataset, ranks=1, purpose="trial", eval_steps=4))
+    assert trial.model.files == ()
+    assert [step for step, _ in trial.curve] == [4, 8, 12, 16]
+    assert trial.curve[-1][1] == trial.metrics["val_loss"] < trial.curve[0][1]
+
+
+def test_accumulation_keeps_the_loss(lab, dataset):  # noqa: F811
+    """Two ranks, one rank and four micro-batches train on the same global batches."""
+    losses = []
+    for name, ranks, keys in (
+        ("whole", 1, {}),
+        ("parts", 1, {"train_micro_batch_size_per_gpu": 2}),
+        ("ranks", 2, {}),
+    ):
+        plan = lab.plan(dataset, ranks=ranks, purpose="trial", deepspeed=keys, hyperparameters={"max_steps": 6})
+        lab.trained(f"accumulate-{name}", plan)
+        losses.append([row["training_loss"] for _, row in sorted(lab.rows(f"accumulate-{name}").items())])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert losses[2] == pytest.approx(losses[0], abs=2e-3)
+
+
+def test_a_diverged_training_is_stopped_and_never_published(lab, dataset):  # noqa: F811
+    rule = {"metric": "training_loss", "condition": "value > 20 or is_nan()", "for": "3 steps",
+            "actions": [{"type": "stop_training"}]}  # fmt: skip
+    plan = lab.plan(dataset, hyperparameters={"learning_rate": 30.0, "max_steps": 200, "warmup_ratio": 0})
+    name = lab.train("diverged", plan, alerts=[rule])
+    status = lab.settle(name)
+    assert status.phase is JobPhase.STOPPED
+    assert "value > 20 or is_nan() for 3 steps" in status.reason
+    (alert,) = lab.events(name, "alert")
+    assert alert["action"] == "stop"
+    assert alert["step"] == max(lab.rows(name)), "it stopped in the step in which the rule fired"
+    assert lab.store.head(f"{plan.run_prefix}/result.json") is None
+
+
+def test_steps_that_are_only_skipped_end_a_training_without_any_rule_of_its_own(lab, dataset):  # noqa: F811
+    plan = lab.plan(dataset, hyperparameters={"learning_rate": 1e6, "max_steps": 200, "warmup_ratio": 0})
+    status = lab.settle(lab.train("skipping", plan))
+    assert status.phase is JobPhase.STOPPED
+    assert "skipped: value > 0 for 3 steps" in status.reason
+    assert status.restarts == 0
+    assert [alert["metric"] for alert in lab.events("skipping", "alert")] == ["loss_nan_ranks", "skipped"]
+
+
+def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811
+    plan = lab.plan(dataset, checkpoint_steps=1000, hyperparameters={"max_steps": 150})
+    name = lab.train("stopped", plan)
+    until(lambda: len(lab.rows(name)) >= 5, within=200)
+    lab.launcher.stop(name, "lunch")
+    status = lab.settle(name)
+    assert status.phase is JobPhase.STOPPED
+    assert lab.store.head(f"{plan.run_prefix}/result.json") is None
+    (checkpoint,) = lab.events(name, "checkpoint")
+    checkpoint = Checkpoint.load(lab.result(lab.train(name, plan)))
+    (resumed,) = lab.events(name, "resumed")
+    assert 5 <= resumed["from_step"] < 150
+    assert checkpoint.step == 150
+
+
+def test_a_model_that_transformers_refuses_fails_with_its_name(lab, dataset):  # noqa: F811
+    plan = lab.plan(dataset, ranks=1, model={**MODEL, "model_type": "deepseek_v99"})
+    status = lab.settle(lab.train("unknown-model", plan))
+    assert status.phase is JobPhase.FAILED
+    assert "deepseek_v99" in status.reason
+    assert status.restarts == 0
+
+
+def test_too_little_text_fails_before_training(lab, dataset):  # noqa: F811
+    plan = lab.plan(dataset, ranks=1, hyperparameters={"sequence_length": 100_000},
+                    model={**MODEL, "max_position_embeddings": 200_000})  # fmt: skip
+    status = lab.settle(lab.train("too-little", plan))
+    assert status.phase is JobPhase.FAILED
+    assert "lower sequence_length" in status.reason
