@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_light_jobs_do_not_wait_for_a_host(launcher: LocalLauncher, tmp_path: Pa
     launcher.submit(spec)
     assert hosts(tmp_path) == []
     assert settled(launcher, spec.name).phase is JobPhase.SUCCEEDED
+
+
+def test_other_names_of_the_interpreter_share_its_host(launcher: LocalLauncher, tmp_path: Path) -> None:
+    names = sorted(Path(sys.executable).parent.glob("python3*"))
+    for name in [sys.executable, *map(str, names)]:
+        spec = job("echo", python=name)
+        launcher.submit(spec)
+        assert settled(launcher, spec.name).phase is JobPhase.SUCCEEDED
+    assert names
+    assert len(hosts(tmp_path)) == 1
 
 
 def test_variables_that_libraries_read_at_import_ask_for_a_host_of_their_own(launcher, tmp_path) -> None:

@@ -64,7 +64,9 @@ class WarmHost:
     def of(cls, root: Path, python: str, environment: Mapping[str, str]) -> WarmHost:
         """Return the host below ``root`` for these."""
         at_import = {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
-        key = digest_of(canonical_json([python, _code(), dict(at_import)]))[:16]
+        # One environment's interpreter has several names (python, python3.11); the folder tells environments apart.
+        interpreter = [str(Path(python).parent), str(Path(python).resolve())]
+        key = digest_of(canonical_json([*interpreter, _code(), dict(at_import)]))[:16]
         return cls(root / "host" / key, python, environment)
 
     @property
