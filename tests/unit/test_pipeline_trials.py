@@ -1,0 +1,138 @@
+"""What a trial's events say, and that a study lives in the facts alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deepseek_ops.adapters.facts import open_facts
+from deepseek_ops.core.config import load_pipeline
+from deepseek_ops.core.records import Checkpoint, DatasetVersion, FileSet, GitRef, RunManifest, Trial
+from deepseek_ops.pipeline.once import job_name, remember, remembered
+from deepseek_ops.pipeline.runs import RunPlan, Stage, explain
+from deepseek_ops.pipeline.sweeps import (
+    NoTrialCompletedError,
+    best_trial,
+    draw,
+    settle,
+    study_of,
+    trial_job,
+    trial_plan,
+    trials_of,
+)
+from deepseek_ops.pipeline.trials import diverged, objective, trial_curve
+
+EXAMPLE = Path(__file__).parents[2] / "include" / "examples" / "tiny-deepseek" / "deepseek.yaml"
+MODEL = {"model_type": "deepseek_v3", "hidden_size": 64, "vocab_size": 512}
+DATASET = DatasetVersion(name="corpus", version="a" * 64, tree="b" * 64, num_files=1, num_bytes=1)
+
+
+@pytest.fixture
+def facts(tmp_path):
+    return open_facts(f"sqlite:///{tmp_path / 'facts.db'}")
+
+
+@pytest.fixture
+def config():
+    return load_pipeline(EXAMPLE.read_text(), file="deepseek.yaml")
+
+
+@pytest.fixture
+def run():
+    manifest = RunManifest(
+        name="deepseek-tiny",
+        source=GitRef(repository="https://host/m.git", name="refs/heads/exp/a", commit="1" * 40),
+        tree="2" * 40,
+        config_digest="3" * 64,
+        environment="env",
+        software="0.1.0",
+    )
+    return RunPlan(manifest=manifest, code="4" * 64, stages=(Stage(name="data", runs=False, why="dry run"),))
+
+
+def test_the_curve_is_in_step_order_and_a_repeated_step_counts_once():
+    events = [
+        {"kind": "metric", "step": 20, "val_loss": 5.0},
+        {"kind": "metric", "step": 10, "val_loss": 6.0},
+        {"kind": "metric", "step": 20, "val_loss": 4.5},
+        {"kind": "metric", "step": 30, "training_loss": 1.0},
+        {"kind": "metric", "step": 40, "val_loss": "NaN"},
+        {"kind": "checkpoint", "step": 25},
+    ]
+    assert trial_curve(events, metric="val_loss") == ((10, 6.0), (20, 4.5))
+
+
+def test_a_trial_without_a_finite_metric_has_no_objective():
+    checkpoint = Checkpoint(plan="c" * 64, step=1, tokens=1, model=FileSet(files=()), metrics={"val_loss": 4.0})
+    assert objective(checkpoint, metric="val_loss") == 4.0
+    assert objective(checkpoint, metric="accuracy") is None
+
+
+def test_only_a_training_that_cannot_recover_counts_as_diverged():
+    assert diverged([{"kind": "failed", "error": "JobStoppedError"}])
+    assert not diverged([{"kind": "failed", "error": "LocalDiskError"}, {"kind": "ended"}])
+
+
+def test_slots_that_draw_at_the_same_moment_get_different_values(facts, config, run):
+    study = study_of(config, run, DATASET, MODEL)
+    assert study.trials == 4
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: draw(facts, config, study, number, run="r"), range(study.trials)))
+    trials = trials_of(facts, study)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert len(trials) == 4
+
+
+def test_a_slot_that_is_drawn_again_has_the_values_it_had(facts, config, run):
+    study = study_of(config, run, DATASET, MODEL)
+    first = draw(facts, config, study, 0, run="r1")
+    assert draw(facts, config, study, 0, run="r2") == first
+    done = settle(facts, study, first.evolve(state="complete", objective=4.0))
+    assert settle(facts, study, first.evolve(state="failed")) == done, "a settled trial is left as it is"
+
+
+def test_another_seed_of_the_final_training_is_the_same_study(config, run):
+    study = study_of(config, run, DATASET, MODEL)
+    assert study_of(config.with_overrides({"training.seed": 99}), run, DATASET, MODEL) == study
+    assert study_of(config.with_overrides({"sweep.max_steps": 99}), run, DATASET, MODEL) != study
+    assert study_of(config, run, DATASET.evolve(version="c" * 64), MODEL) != study
+
+
+def test_a_trial_of_another_final_seed_is_the_same_job(config, run):
+    trial = Trial(study="s", number=0, values={"learning_rate": 0.002})
+    jobs = {
+        trial_job(trial_plan(config.with_overrides({"training.seed": seed}), run, DATASET, MODEL, trial)).name
+        for seed in (1, 2)
+    }
+    assert len(jobs) == 1
+
+
+def test_a_sweep_without_a_finished_trial_says_what_became_of_them(config, run):
+    study = study_of(config, run, DATASET, MODEL)
+    trials = [Trial(study=study.name, number=0, state="failed"), Trial(study=study.name, number=1, state="complete")]
+    with pytest.raises(NoTrialCompletedError, match="#0 failed, #1 complete"):
+        best_trial(config, study, trials)
+
+
+def test_a_result_is_remembered_by_everything_that_decides_it(facts, config, run):
+    job = trial_job(
+        trial_plan(config, run, DATASET, MODEL, Trial(study="s", number=0, values={"learning_rate": 0.002}))
+    )
+    assert remembered(facts, job) is None
+    remember(facts, job, {"value": 1}, run="r")
+    remember(facts, job, {"value": 2}, run="r")
+    assert remembered(facts, job) == {"value": 1}
+    names = {
+        job_name("export", {"a": 1}, environment="x"),
+        job_name("export", {"a": 2}, environment="x"),
+        job_name("export", {"a": 1}, environment="y"),
+        job_name("prepare", {"a": 1}, environment="x"),
+    }
+    assert len(names) == 4
+
+
+def test_the_plan_explains_what_is_skipped_and_why(run):
+    assert "skip  data" in explain(run)
+    assert "dry run" in explain(run)
