@@ -1,4 +1,4 @@
-"""``python -m deepseek_ops.embedded.guard [--keep] [--grace SECONDS] -- COMMAND``: run a server and let nothing of it survive.
+"""``guard [--keep] [--grace SECONDS] -- COMMAND``: run a server and let nothing of it survive.
 
 The guard becomes a child subreaper, so daemons that detach themselves are re-parented to it and not to init. It ends
 the tree on SIGTERM/SIGINT, when the command ends, and, without ``--keep``, when its standard input reaches its end

@@ -152,7 +152,7 @@ class Stack:
     def prepare_airflow(self, *, unpause: tuple[str, ...], gpu_slots: int = 2) -> None:
         """Make the pool, wait until the DAGs are parsed, and switch them on."""
         client = self.client
-        pool: dict[str, JsonValue] = {"name": "gpu", "slots": gpu_slots, "include_deferred": True, "description": "one slot a GPU"}
+        pool: dict[str, JsonValue] = {"name": "gpu", "slots": gpu_slots, "include_deferred": True}
         if "gpu" not in {str(row.get("name")) for row in rows(client.get("/pools", limit=100), "pools")}:
             client.post("/pools", pool)
         deadline = time.monotonic() + 120

@@ -9,9 +9,6 @@ from pydantic import JsonValue
 
 from deepseek_ops.core.records import Checkpoint
 
-DIVERGENCE = ("JobStoppedError", "DivergedError")
-"""Errors by which a training says that it cannot recover."""
-
 
 def trial_curve(events: Iterable[Mapping[str, JsonValue]], *, metric: str) -> tuple[tuple[int, float], ...]:
     """Return (step, value) of the metric from a job's events, in step order; a repeated step counts once, the last."""
@@ -31,8 +28,12 @@ def objective(checkpoint: Checkpoint, *, metric: str) -> float | None:
 
 
 def diverged(events: Iterable[Mapping[str, JsonValue]]) -> bool:
-    """Return whether the job ended because of its values (an alert rule, a loss that is not finite).
+    """Return whether the training ended because of its values: an alert rule stopped it, or its loss is not finite.
 
-    That is an answer about the values; a trial that failed for another reason says nothing about them.
+    That is an answer about the values; a trial that ended for another reason says nothing about them.
     """
-    return any(event.get("kind") == "failed" and event.get("error") in DIVERGENCE for event in events)
+    return any(
+        (event.get("kind") == "alert" and event.get("action") == "stop")
+        or (event.get("kind") == "failed" and event.get("error") == "DivergedError")
+        for event in events
+    )

@@ -71,7 +71,9 @@ def test_a_trial_without_a_finite_metric_has_no_objective():
 
 
 def test_only_a_training_that_cannot_recover_counts_as_diverged():
-    assert diverged([{"kind": "failed", "error": "JobStoppedError"}])
+    assert diverged([{"kind": "alert", "action": "stop", "step": 3}])
+    assert diverged([{"kind": "failed", "error": "DivergedError"}])
+    assert not diverged([{"kind": "alert", "action": "record"}])
     assert not diverged([{"kind": "failed", "error": "LocalDiskError"}, {"kind": "ended"}])
 
 

@@ -77,14 +77,20 @@ class RunTrialOperator(JobOperator):
         self._plan = trial_plan(self._config, run, dataset, self._model, self._trial)
         try:
             settled: Trial = super().execute(context)
-        except JobStoppedError:
-            if not self._pruned:
-                raise
-            settled = self._trial.evolve(state="pruned", objective=self._trial.curve[-1][1])
-        except JobFailedError as error:
+        except (JobStoppedError, JobFailedError) as error:
             self.log.warning("%s", error)
-            settled = self._trial.evolve(state="complete" if diverged(self._events()) else "failed")
+            settled = self._ended(error)
         return settle(self.facts, self._study, settled.evolve(plan=self._plan.fingerprint)).dump()
+
+    def _ended(self, error: JobStoppedError | JobFailedError) -> Trial:
+        """Return the trial that did not finish: pruned by us, diverged, or failed; a person's stop is raised again."""
+        if self._pruned:
+            return self._trial.evolve(state="pruned", objective=self._trial.curve[-1][1])
+        if diverged(self._events()):
+            return self._trial.evolve(state="complete")
+        if isinstance(error, JobStoppedError):
+            raise error
+        return self._trial.evolve(state="failed")
 
     def job(self, context: Context) -> JobSpec:
         return trial_job(self._plan)
