@@ -15,7 +15,7 @@ from deepseek_ops.adapters.stores import STORE_VARIABLE, open_store
 from deepseek_ops.core.errors import ConfigError
 from deepseek_ops.data import DatasetPointer, DatasetRepository, pointer_text, read_pointer
 
-app = typer.Typer(no_args_is_help=True, help="Dataset versions.")
+data_app = typer.Typer(no_args_is_help=True, help="Dataset versions.")
 
 Store = Annotated[
     str,
@@ -34,7 +34,7 @@ def _print(body: object) -> None:
     typer.echo(json.dumps(body, indent=2, ensure_ascii=False))
 
 
-@app.command()
+@data_app.command()
 def commit(
     folder: Annotated[Path, typer.Argument(help="Folder that is to be the newest version.")],
     store: Store,
@@ -61,7 +61,7 @@ def commit(
     _print(dataset.dump())
 
 
-@app.command()
+@data_app.command()
 def log(
     dataset: Dataset,
     store: Store,
@@ -73,7 +73,7 @@ def log(
     _print([asdict(entry) for entry in entries])
 
 
-@app.command()
+@data_app.command()
 def show(version: Version, store: Store) -> None:
     """Print the commit record of a version."""
     repository = DatasetRepository(open_store(store))
@@ -82,13 +82,13 @@ def show(version: Version, store: Store) -> None:
     _print(body)
 
 
-@app.command()
+@data_app.command()
 def diff(old: Version, new: Version, store: Store) -> None:
     """List the paths that differ between two versions."""
     _print(asdict(DatasetRepository(open_store(store)).diff(old, new)))
 
 
-@app.command()
+@data_app.command()
 def checkout(
     target: Annotated[Path, typer.Argument(help="New or empty folder.")],
     version: Annotated[str, typer.Option(help="dataset, dataset@branch, tag or id.")] = "",
@@ -110,7 +110,7 @@ def checkout(
     _print({**repository.load(digest).dump(), "target": str(target)})
 
 
-@app.command()
+@data_app.command()
 def verify(version: Version, store: Store) -> None:
     """Read every byte of a version; exit status 1 when something is missing or damaged."""
     report = DatasetRepository(open_store(store)).verify(version)
@@ -121,7 +121,7 @@ def verify(version: Version, store: Store) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@data_app.command()
 def tag(name: Annotated[str, typer.Argument(help="Such as dataset-v1.1.")], version: Version, store: Store) -> None:
     """Name a version for ever."""
     digest = DatasetRepository.open(open_store(store)).tag(name, version)

@@ -32,6 +32,8 @@ _HTTP_PORTS = ("master", "volume", "filer", "s3")
 MEMORY_LIMIT = "768MiB"
 """Soft limit of the Go heap: 1 GiB stored peaks at 613 MiB with it, 789 without; 400 costs half the speed."""
 MIN_FREE_BYTES = 256 << 20
+GRACE_SECONDS = 4.0
+"""It would wait for idle connections of clients; what it has answered for is on the disk, so a kill loses nothing."""
 
 
 class SeaweedServer:
@@ -103,9 +105,15 @@ class SeaweedServer:
         if self._process is not None:
             self._process.stop()
             self._process = None
-        for name, port in self._grpc_ports().items():
-            # The server leaves these in the system's temporary folder, whatever TMPDIR says.
-            Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the sockets the server leaves in the system's temporary folder, whatever TMPDIR says."""
+        path = self.root / "ports.json"
+        ports = self._ports or (json.loads(path.read_text()) if path.exists() else {})
+        for name, port in ports.items():
+            component, grpc = name.partition(".")[0], "-grpc" if name.endswith(".grpc") else ""
+            Path(f"/tmp/seaweedfs-{component}{grpc}-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
     def __enter__(self) -> Self:
         self.start()
@@ -145,6 +153,7 @@ class SeaweedServer:
             self._ports = json.loads(path.read_text())
             if all(port_is_free(port) for port in self._ports.values()):
                 return
+            self._sweep()
         ports: dict[str, int] = {}
         names = [name for component in _HTTP_PORTS for name in (component, f"{component}.grpc")]
         while len(ports) < len(names):
@@ -155,12 +164,14 @@ class SeaweedServer:
         self._ports = {**ports, "admin": admin, "admin.grpc": admin + ADMIN_GRPC_OFFSET}
         _write_private(path, json.dumps(self._ports))
 
-    def _grpc_ports(self) -> dict[str, int]:
-        return {name.removesuffix(".grpc"): port for name, port in self._ports.items() if name.endswith(".grpc")}
-
     def _start_once(self, weed: str) -> None:
         self._process = GuardedProcess(
-            NAME, self._command(weed), folder=self.root, environment=self._environment(), keep=self._detached
+            NAME,
+            self._command(weed),
+            folder=self.root,
+            environment=self._environment(),
+            keep=self._detached,
+            grace_seconds=GRACE_SECONDS,
         )
         self._process.start()
         deadline = time.monotonic() + START_SECONDS

@@ -75,6 +75,7 @@ def commit(store: Path, folder: Path) -> str:
     return repository.commit(folder, name="corpus", message="m", author="a").version
 
 
+@pytest.mark.slow
 def test_a_commit_killed_anywhere_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
     base, first, second = tmp_path / "base", tmp_path / "first", tmp_path / "second"
     fill(first, 1)

@@ -37,6 +37,7 @@ from deepseek_ops.data import (
 )
 from deepseek_ops.data import pages as pages_module
 from deepseek_ops.data.pages import LOOSE, Entry, Location, encode_page, encode_tree, page_ref, tree_digest
+from deepseek_ops.data.refs import RefLog
 
 s3_server, s3_uri, s3_store = fixtures_s3.s3_server, fixtures_s3.s3_uri, fixtures_s3.s3_store
 
@@ -373,6 +374,10 @@ class TestWriters:
         local.create = lossy  # type: ignore[method-assign]
         version = commit(local, folder)
         assert [entry.version for entry in DatasetRepository(local).log("corpus")] == [version.version]
+        log = RefLog(local, "corpus", "main")
+        head = log.head()
+        assert log.append(version.version, after=head) == log.head() != head
+        assert log.append(version.version, after=head) is None
 
     def test_a_store_that_overwrites_is_refused(self, local: CountingStore, folder: Path) -> None:
         create = local.create

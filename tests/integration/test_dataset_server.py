@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import stat
 import subprocess
@@ -32,6 +33,7 @@ def wait_until_free(port: int) -> bool:
     return port_is_free(port)
 
 
+@pytest.mark.slow
 def test_comes_back_with_its_data_keys_and_ports(tmp_path: Path) -> None:
     with SeaweedServer(tmp_path, buckets=["one"]) as server:
         endpoint, keys = server.endpoint, dict(server.credentials)
@@ -39,6 +41,7 @@ def test_comes_back_with_its_data_keys_and_ports(tmp_path: Path) -> None:
         store.create("kept", b"data")
     assert not server.running
     assert port_is_free(port_of(server))
+    assert not [path for port in server._ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
     with pytest.raises(StoreUnavailableError):
         store.get("kept")
     with SeaweedServer(tmp_path, buckets=["one", "two"]) as again:
@@ -78,6 +81,29 @@ def test_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     owner.wait()
     owner.stdout.close()
     assert wait_until_free(port)
+    SeaweedServer(tmp_path)._sweep()
+
+
+@pytest.mark.slow
+def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
+    with SeaweedServer(tmp_path, buckets=["one"]) as server:
+        store = open_store("s3://one", server.credentials)
+        for number in range(50):
+            store.create(f"{number}", str(number).encode())
+        weed = [path for path in Path("/proc").glob("[0-9]*") if _runs(path, f"-dir={tmp_path}/data")]
+        os.kill(max(int(path.name) for path in weed), signal.SIGKILL)
+        assert wait_until_free(port_of(server))
+        server.stop()
+        server.start()
+        assert [store.get(f"{number}") for number in range(50)] == [str(number).encode() for number in range(50)]
+
+
+def _runs(process: Path, argument: str) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0].endswith(b"weed") and argument.encode() in words
 
 
 def test_a_missing_program_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +123,7 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) 
     assert not server.running
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_replaced(tmp_path: Path) -> None:
     import socket
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
 import msgpack
@@ -18,6 +19,7 @@ from deepseek_ops.core.errors import ConfigError, IntegrityError
 from deepseek_ops.core.ports import ObjectInfo
 from deepseek_ops.core.records import DatasetVersion
 from deepseek_ops.data import DatasetPointer, SplitWeightsError, assign_split, pointer_text, read_pointer
+from deepseek_ops.data.folders import LocalFile
 from deepseek_ops.data.packs import GAP_BYTES, READ_BYTES, Stored, plan_reads
 from deepseek_ops.data.pages import (
     LOOSE,
@@ -32,6 +34,7 @@ from deepseek_ops.data.pages import (
     page_ref,
     tree_digest,
 )
+from deepseek_ops.data.statcache import GRAIN_NS, StatCache
 
 
 def entry(path: str, content: str = "", split: str = "") -> Entry:
@@ -216,6 +219,25 @@ class TestSplits:
 
 
 FROZEN = "vatrtetrtrtrtetrtetetete"
+
+
+class TestStatCache:
+    def test_a_file_as_young_as_the_scan_is_not_trusted(self, tmp_path: Path) -> None:
+        """It can change again within the clock's grain and keep its size and times."""
+        scan = 1_700_000_000_000_000_000
+        old = LocalFile("old", 1, scan - 10 * GRAIN_NS, 0, 1)
+        young = LocalFile("young", 1, scan - GRAIN_NS // 2, 0, 2)
+        StatCache(tmp_path).save({old: b"o" * 32, young: b"y" * 32}, scanned_ns=scan)
+        cache = StatCache(tmp_path)
+        assert (cache.digest(old), cache.digest(young)) == (b"o" * 32, None)
+
+    @pytest.mark.parametrize("field", ["name", "size", "mtime_ns", "ctime_ns", "inode"])
+    def test_a_file_that_differs_in_anything_is_not_known(self, tmp_path: Path, field: str) -> None:
+        file = LocalFile("a", 1, 2, 3, 4)
+        StatCache(tmp_path).save({file: b"o" * 32}, scanned_ns=10 * GRAIN_NS)
+        other = file._replace(**{field: "b" if field == "name" else 99})
+        assert StatCache(tmp_path).digest(file) == b"o" * 32
+        assert StatCache(tmp_path).digest(other) is None
 
 
 class TestPointer:
