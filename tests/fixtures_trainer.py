@@ -49,6 +49,7 @@ MODEL: dict[str, JsonValue] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+SECRET = "correct-horse-battery-staple"
 PREPARE = '''
 """The preparation of the tests: the template's, with a vocabulary of 512."""
 import json, os, sys
@@ -58,13 +59,38 @@ from template import prepare as template
 def prepare_data(raw, out, **parameters):
     template.VOCAB_SIZE = 512
     template.prepare_data(raw, out)
-    (out / "environment.json").write_text(json.dumps(sorted(os.environ)))
+    print("VARIABLES", *sorted(os.environ))
+    print("VALUES", *os.environ.values())
+
+def leaky(raw, out):
+    prepare_data(raw, out)
+    lines = (out / "documents.jsonl").read_text().splitlines()
+    texts = [json.loads(line) for line in lines]
+    with (out / "documents.jsonl").open("a") as file:
+        for text in texts[:30]:
+            file.write(json.dumps({"id": text["id"] + "-copy", "text": text["text"]}) + "\\n")
+        for text in texts[30:90]:
+            file.write(json.dumps({"id": text["id"] + "-shout", "text": text["text"].upper()}) + "\\n")
 
 def fail(raw, out):
     raise ValueError("the corpus is a fish")
 
 def nothing(raw, out):
     out.mkdir()
+
+def garbage(raw, out):
+    prepare_data(raw, out)
+    (out / "documents.jsonl").write_text('{"id": "a", "text": "fine"}\\n{"id": 7}\\n')
+
+def killed(raw, out):
+    os.kill(os.getpid(), 9)
+
+def endless(raw, out):
+    import subprocess, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("CHILD", child.pid, flush=True)
+    Path("child.pid").write_text(str(child.pid))
+    time.sleep(600)
 '''
 TEMPLATE = Path(__file__).parent.parent / "include/examples/tiny-deepseek"
 
@@ -87,7 +113,8 @@ class Lab:
         """Start a job and return its name."""
         body = {"name": name, "kind": kind, "payload": dict(payload), "environment": {"OMP_NUM_THREADS": "1"}}
         job = JobSpec.model_validate({**body, **fields})
-        self.launcher.submit(job, secrets=store_environment(self.store.uri))
+        secrets = {**store_environment(self.store.uri), "AWS_SECRET_ACCESS_KEY": SECRET}
+        self.launcher.submit(job, secrets=secrets)
         return name
 
     def settle(self, name: str) -> JobStatus:

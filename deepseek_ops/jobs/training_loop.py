@@ -111,15 +111,14 @@ class Loop:
         self._started = time.perf_counter()
 
     def run(self) -> Ending | None:
-        """Train to the end and return None, or why it ended early; a checkpoint is written in that case."""
+        """Train to the end and return None, or why it ended early; a healthy state is checkpointed in that case."""
         while self.progress.step < self.total_steps:
             metrics = self._step(self.progress.step)
             self.progress.step += 1
             if self.val is not None and (self._due(self.plan.eval_steps) or self.progress.step == self.total_steps):
                 metrics["val_loss"] = self.validate(self.val)
             ending = self._settle(metrics)
-            last = self.progress.step == self.total_steps
-            if ending is not None or self._due(self.plan.checkpoint_steps) or (last and self.plan.purpose == "train"):
+            if self._wants_checkpoint(ending):
                 self._checkpoint()
             if ending is not None:
                 return ending
@@ -141,6 +140,14 @@ class Loop:
         module.train()
         total, tokens = (float(value) for value in self.ranks.total(sums))
         return total / max(tokens, 1.0)
+
+    def _wants_checkpoint(self, ending: Ending | None) -> bool:
+        """Return whether to checkpoint after this step; never after one that may have poisoned the weights."""
+        newest = self.progress.history[-1]
+        if newest["loss_nan_ranks"] or newest["skipped"]:
+            return False
+        last = self.plan.purpose == "train" and self.progress.step == self.total_steps
+        return ending is not None or last or self._due(self.plan.checkpoint_steps)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0

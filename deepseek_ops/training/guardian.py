@@ -18,15 +18,11 @@ ELAPSED = "elapsed_seconds"
 """Metric that rules with a duration measure by: seconds of training since its start, pauses left out."""
 DEFAULT_ALERTS: tuple[Mapping[str, JsonValue], ...] = (
     {"metric": "loss_nan_ranks", "condition": "value > 0", "actions": [{"type": "page"}]},
-    {
-        "metric": "skipped",
-        "condition": "value > 0",
-        "for": "3 steps",
-        "actions": [{"type": "stop_training"}],
-    },
+    {"metric": "loss_nan_ranks", "condition": "value > 0", "for": "3 steps", "actions": [{"type": "stop_training"}]},
+    {"metric": "skipped", "condition": "value > 0", "for": "3 steps", "actions": [{"type": "stop_training"}]},
 )
 """Always watched: a loss that is not finite on any rank (rank 0 alone would miss it), and optimiser steps that are
-skipped again and again, which train nothing and cost as much as any other."""
+skipped again and again, which train nothing and cost as much as any other. ZeRO-0 skips none: there the loss tells."""
 
 Row = Mapping[str, float]
 

@@ -117,13 +117,20 @@ def test_a_diverged_training_is_stopped_and_never_published(lab, dataset):  # no
     assert lab.store.head(f"{plan.run_prefix}/result.json") is None
 
 
-def test_steps_that_are_only_skipped_end_a_training_without_any_rule_of_its_own(lab, dataset):  # noqa: F811
-    plan = lab.plan(dataset, hyperparameters={"learning_rate": 1e6, "max_steps": 200, "warmup_ratio": 0})
-    status = lab.settle(lab.train("skipping", plan))
+@pytest.mark.parametrize(("stage", "metric"), [(2, "skipped"), (0, "loss_nan_ranks")])
+def test_a_poisoned_training_ends_without_any_rule_of_its_own(lab, dataset, stage, metric):  # noqa: F811
+    """ZeRO skips steps whose gradients are not finite, for ever; plain data parallelism trains on, for nothing."""
+    hyper = {"learning_rate": 1e6, "max_steps": 200, "warmup_ratio": 0}
+    name = lab.train(
+        f"poisoned-{stage}", lab.plan(dataset, zero_stage=stage, checkpoint_steps=1, hyperparameters=hyper)
+    )
+    status = lab.settle(name)
     assert status.phase is JobPhase.STOPPED
-    assert "skipped: value > 0 for 3 steps" in status.reason
+    assert f"{metric}: value > 0 for 3 steps" in status.reason
     assert status.restarts == 0
-    assert [alert["metric"] for alert in lab.events("skipping", "alert")] == ["loss_nan_ranks", "skipped"]
+    poisoned = {step for step, row in lab.rows(name).items() if row["skipped"] or row["loss_nan_ranks"]}
+    assert len(poisoned) >= 3
+    assert not poisoned & {event["step"] for event in lab.events(name, "checkpoint")}
 
 
 def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811

@@ -50,8 +50,8 @@ def test_metrics_that_are_not_measured_at_a_step_are_not_judged_then():
 
 
 def test_the_defaults_see_a_nan_on_any_rank():
-    history = rows("loss_nan_ranks", [0, 0, 1, 0])
-    assert steps_that_fire(Guardian([]), history) == [(3, "record")]
+    history = rows("loss_nan_ranks", [0, 0, 1, 0, 2, 1, 1])
+    assert steps_that_fire(Guardian([]), history) == [(3, "record"), (5, "record"), (7, "stop")]
 
 
 def test_the_defaults_stop_a_run_that_only_skips():
