@@ -251,6 +251,11 @@ class LauncherHook(PortHook):
         super().__init__(launcher_conn_id)
 
     @cached_property
+    def device(self) -> str:
+        """Key of the price list for what one rank occupies: extra ``device``, ``cpu`` by default."""
+        return str(self.extra.get("device") or "cpu")
+
+    @cached_property
     def launcher(self) -> Launcher:
         engine = str(self.extra.get("engine") or "local")
         if engine != "local":

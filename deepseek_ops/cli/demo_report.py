@@ -25,6 +25,8 @@ from deepseek_ops.core.records import (
 from deepseek_ops.cost import entries_of, summarise
 from deepseek_ops.embedded.stack import Stack
 
+LOSSES = ("training_loss", "val_loss")
+
 
 @dataclass
 class DemoResult:
@@ -126,7 +128,7 @@ def _training_rows(checkpoint: Checkpoint, result: DemoResult) -> list[tuple[str
         rows.append(("best trial", f"#{best.number} {shown} -> {best.objective:.4f} ({states}; {reused} reused)"))
     losses = [loss for _, loss in checkpoint.curve]
     rows.append(("loss", f"{losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"))
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(checkpoint.metrics.items()) if "loss" in name)
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(checkpoint.metrics.items()) if name in LOSSES)
     restarts = f", {checkpoint.restarts} restart(s) from a checkpoint" if checkpoint.restarts else ""
     rows.append(("training", f"{checkpoint.step} steps, {checkpoint.tokens:,} tokens, {metrics}{restarts}"))
     return rows

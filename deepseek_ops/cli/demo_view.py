@@ -75,7 +75,7 @@ class ProgressView:
 
     def say(self, text: str) -> None:
         """Print a line above the rows."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def update(self, key: str, label: str, state: str, note: str = "", seconds: float | None = None) -> None:
         """Show a row's state (an Airflow task state) and a short note."""
@@ -89,7 +89,7 @@ class ProgressView:
         if self._live is not None:
             self._live.update(self._render())
         elif changed and (state in SETTLED or state == "up_for_retry"):
-            self._console.print(self._line(row), highlight=False)
+            self._console.print(self._line(row), highlight=False, soft_wrap=True)
 
     def loss(self, values: Sequence[float], text: str) -> None:
         """Show the training's loss so far."""

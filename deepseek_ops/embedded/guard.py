@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = "15"
 
@@ -64,6 +65,11 @@ def _end(server: subprocess.Popen[bytes], grace: float) -> None:
     _reap()
 
 
+def _end_with_guard() -> None:
+    """Have the kernel end the server when the guard itself is killed (runs in the child, before the command)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command after ``--`` and return its exit status (128 + signal when it was killed)."""
     split = arguments.index("--")
@@ -79,7 +85,12 @@ def main(arguments: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
-    server = subprocess.Popen(arguments[split + 1 :], stdin=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(
+        arguments[split + 1 :],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_guard,  # noqa: PLW1509  (this process has one thread)
+    )
     while not stopping and server.poll() is None:
         if keep:
             time.sleep(0.5)

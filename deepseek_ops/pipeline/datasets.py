@@ -17,7 +17,7 @@ from deepseek_ops.core.ports import Blobs, ObjectStore
 from deepseek_ops.core.records import DatasetVersion, FileSet
 from deepseek_ops.pipeline.once import job_name
 from deepseek_ops.pipeline.registration import Stores
-from deepseek_ops.pipeline.runs import RunPlan, code_of
+from deepseek_ops.pipeline.runs import PIPELINE_FILE, RunPlan, code_of
 
 MARKERS = ("_READY", "_SUCCESS", "manifest.json")
 """Objects that announce an upload and are no data."""
@@ -81,9 +81,14 @@ def ingest_raw(lake: ObjectStore, blobs: Blobs, *, progress: Callable[[str], Non
 
 
 def prepare_job(config: PipelineFile, run: RunPlan, blobs: Blobs, raw: FileSet) -> JobSpec:
-    """Return the job that runs the model repository's ``prepare`` on the raw set and commits the version it makes."""
+    """Return the job that runs the model repository's ``prepare`` on the raw set and commits the version it makes.
+
+    The job gets the commit's files without those that preparation cannot mean: another seed in the pipeline file, a
+    result or a pointer that we committed, or a page of text gives the same data.
+    """
+    files = tuple(entry for entry in code_of(blobs, run).files if not _is_no_code(entry.path))
     payload: dict[str, JsonValue] = {
-        "code": code_of(blobs, run).dump(),
+        "code": FileSet(files=files).dump(),
         "callable": config.data.prepare or "",
         "raw": raw.dump(),
         "dataset": config.data.dataset,
@@ -98,6 +103,11 @@ def prepare_job(config: PipelineFile, run: RunPlan, blobs: Blobs, raw: FileSet) 
         timeout_seconds=6 * 3600,
         lease_seconds=120,
     )
+
+
+def _is_no_code(path: str) -> bool:
+    written_by_us = path.startswith("experiments/") or (path.startswith("data/") and path.endswith(".dataset.yaml"))
+    return path == PIPELINE_FILE or written_by_us or path.endswith(".md")
 
 
 def prepared(result: dict[str, JsonValue]) -> DatasetVersion:

@@ -23,7 +23,8 @@ from deepseek_ops.pipeline.runs import config_of
 from deepseek_ops.rollout import Observation, first_rollout, next_step, observe, policy_for, traffic_plan
 
 ROLLOUT = "rollout"
-"""Kind of the facts that hold rollouts, keyed ``<endpoint>/<candidate>``."""
+"""Kind of the facts that hold rollouts, keyed ``<endpoint>/<candidate>/<run>``: deploying an older version again, to
+go back to it, is a rollout of its own."""
 SERVING = "serving"
 """Kind of the facts that say which job serves a version, keyed ``<endpoint>/<version>``."""
 START_SECONDS = 600.0
@@ -71,6 +72,8 @@ class Delivery:
     facts: Facts
     launcher: Launcher
     gateway: TrafficGateway
+    run: str
+    """The Airflow run: what makes this rollout another one than the last of the same version."""
     progress: Callable[[str], None] = lambda _line: None
 
     @property
@@ -140,7 +143,7 @@ class Delivery:
             self.version.version,
             actor=f"rollout {rollout.endpoint}",
             reason=rollout.reason,
-            operation=f"{rollout.endpoint}/{rollout.candidate}",
+            operation=f"{self.run}/champion",
         )
         for fact in self.facts.find(SERVING, prefix=f"{rollout.endpoint}/"):
             serving = Serving.load(fact.body)
@@ -183,7 +186,7 @@ class Delivery:
 
     def _begun(self, candidate: Serving) -> Fact:
         """Return the rollout of this candidate, begun now or before."""
-        key = f"{candidate.endpoint}/{candidate.version}"
+        key = f"{candidate.endpoint}/{candidate.version}/{self.run}"
         known = self.facts.get(ROLLOUT, key)
         if known is not None:
             return known

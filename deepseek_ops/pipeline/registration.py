@@ -8,7 +8,7 @@ from typing import Protocol
 from deepseek_ops.core.config import PipelineFile
 from deepseek_ops.core.ports import Blobs, Facts, ObjectStore
 from deepseek_ops.core.records import Checkpoint, DatasetVersion, Evaluation, ExportedModel, ModelVersion
-from deepseek_ops.pipeline.runs import RunPlan
+from deepseek_ops.pipeline.runs import Base, RunPlan
 from deepseek_ops.registry import REGISTRY_KIND, Registry, VersionNotFoundError
 
 
@@ -31,6 +31,23 @@ def registry_of(config: PipelineFile, stores: Stores, facts: Facts) -> Registry:
     """Return the registry of ``deployment.destination``; without one, ``registry/`` of the main store."""
     uri = config.deployment.destination.path if config.deployment else f"{stores.uri.rstrip('/')}/registry/"
     return Registry(stores.at(uri), stores.blobs, facts)
+
+
+def resolve_base(config: PipelineFile, stores: Stores, facts: Facts) -> Base | None:
+    """Return the model that ``training.base`` names now, by digest; None when training starts from scratch.
+
+    Raises VersionNotFoundError, and IntegrityError when the bundle is not what its digest says.
+    """
+    reference = config.training.base_reference
+    if reference is None:
+        return None
+    if reference.uri:
+        folder, _, version = reference.uri.rstrip("/").rpartition("/")
+        bundle = Registry(stores.at(f"{folder}/"), stores.blobs, facts).read_bundle(version)
+    else:
+        registry, found = find_version(stores, facts, name=reference.name, version=reference.selector)
+        bundle = registry.read_bundle(found.version, digest=found.bundle)
+    return Base(bundle=bundle.model_version().bundle, model=bundle.checkpoint.model)
 
 
 def register_run(

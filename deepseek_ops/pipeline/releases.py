@@ -18,6 +18,7 @@ from deepseek_ops.core.records import (
     RunManifest,
     TrainingPlan,
 )
+from deepseek_ops.data import DatasetPointer, pointer_path, pointer_text
 from deepseek_ops.pipeline.records_in_git import (
     ExperimentRecord,
     ReleaseRecord,
@@ -36,6 +37,7 @@ RELEASE = "release"
 
 def record_experiment(
     git: GitRemote,
+    stores: Stores,
     facts: Facts,
     *,
     dataset: DatasetVersion,
@@ -68,7 +70,7 @@ def record_experiment(
         branch=manifest.source.short if manifest.source.name.startswith("refs/heads/") else "",
         parent=manifest.source.commit,
         message=message,
-        files=_files(dataset, manifest, checkpoint, version),
+        files=_files(stores.uri, dataset, manifest, checkpoint, version),
     )
     try:
         ids = git.publish(commit=commit, tags=[NewTag(name=tag, target="", message=message)])
@@ -134,7 +136,7 @@ def _decided(plan: TrainingPlan) -> dict[str, JsonValue]:
 
 
 def _files(
-    dataset: DatasetVersion, manifest: RunManifest, checkpoint: Checkpoint, version: ModelVersion
+    store: str, dataset: DatasetVersion, manifest: RunManifest, checkpoint: Checkpoint, version: ModelVersion
 ) -> dict[str, bytes]:
     result = {
         "model": version.name,
@@ -146,12 +148,8 @@ def _files(
         "metrics": version.metrics,
         "manifest": manifest.dump(),
     }
-    pointer = (
-        f"# The exact data of this commit; `deepseek-ops data checkout {dataset.version[:12]}` fetches it.\n"
-        f"name: {dataset.name}\nversion: {dataset.version}\nfiles: {dataset.num_files}\nbytes: {dataset.num_bytes}\n"
-    )
     return {
-        f"data/{dataset.name}.dataset.yaml": pointer.encode(),
+        pointer_path(dataset.name): pointer_text(DatasetPointer.of(dataset, store)).encode(),
         f"experiments/{version.version}.json": (json.dumps(result, indent=2, sort_keys=True) + "\n").encode(),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from deepseek_ops.core.config import PipelineFile, load_pipeline
 from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
-from deepseek_ops.pipeline.environment import environment_key, parse_lock
+from deepseek_ops.pipeline.environment import environment_key, parse_lock, require_installed
 
 PIPELINE_FILE = "deepseek.yaml"
 
@@ -35,6 +35,7 @@ class RunPlan(Record):
     manifest: RunManifest
     code: Digest = Field(description="Blob of the FileSet of the commit's files.")
     lock: str = Field(default="", description="Path of the lock file in the commit; empty when it has none.")
+    base: FileSet | None = Field(default=None, description="Weights to go on from; ``manifest.base`` is their bundle.")
     budget_usd: float | None = Field(default=None, gt=0)
     dry_run: bool = False
     nonce: str = Field(default="", description="Set when an equal training is to be done again.")
@@ -55,11 +56,36 @@ class MissingPipelineFileError(PermanentError):
         )
 
 
+@dataclass(eq=False)
+class UnsupportedEngineError(PermanentError):
+    """The pipeline file asks for an engine or a size that this release cannot run."""
+
+    key: str
+    value: object
+
+    def __str__(self) -> str:
+        return (
+            f"{PIPELINE_FILE}: {self.key}={self.value!r} cannot be run by this release; it runs engine local, 1 node."
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a run goes on from, resolved when the run starts."""
+
+    bundle: Digest
+    model: FileSet
+
+
+ResolveBase = Callable[[PipelineFile], Base | None]
+
+
 def plan_run(
     git: GitRemote,
     blobs: Blobs,
     ref: GitRef,
     *,
+    resolve_base: ResolveBase,
     overrides: Mapping[str, JsonValue],
     budget_usd: float | None = None,
     dry_run: bool = False,
@@ -67,20 +93,26 @@ def plan_run(
 ) -> RunPlan:
     """Read the commit's pipeline file and code, check them, and return the run they ask for.
 
-    Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnpinnedLockError.
+    Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnsupportedEngineError,
+    UnpinnedLockError, and EnvironmentMismatchError when the interpreter that would run the jobs is not what is locked.
     """
     try:
         text = git.read_file(ref.commit, PIPELINE_FILE)
     except RefNotFoundError as error:
         raise MissingPipelineFileError(ref.repository, ref.commit) from error
     config = _load(text, ref, overrides)
+    for key, value, supported in (
+        ("training.engine", config.training.engine, "local"),
+        ("training.nodes", config.training.nodes, 1),
+    ):
+        if value != supported:
+            raise UnsupportedEngineError(key, value)
+    lock, lock_text = _lock(git, ref, config)
     about = git.describe(ref.commit)
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-code-") as folder:
         git.checkout(ref.commit, Path(folder) / "code")
         code = blobs.put_folder(Path(folder) / "code")
-    lock = config.jobs.setup.requirements or ""
-    lock_text = git.read_file(ref.commit, lock).decode() if lock else ""
-    parse_lock(lock_text, file=lock)
+    base = resolve_base(config)
     manifest = RunManifest(
         name=config.name,
         source=ref,
@@ -89,6 +121,7 @@ def plan_run(
         config_digest=blobs.put(text),
         overrides=dict(overrides),
         environment=environment_key(lock=lock_text, image=config.jobs.setup.container or ""),
+        base=base.bundle if base else "",
         seed=config.training.seed,
         hardware=f"{config.training.nodes}x{config.training.gpus_per_node} ranks, engine {config.training.engine}",
         software=deepseek_ops.__version__,
@@ -97,6 +130,7 @@ def plan_run(
         manifest=manifest,
         code=blobs.put(json.dumps(code.dump()).encode()),
         lock=lock,
+        base=base.model if base else None,
         budget_usd=budget_usd if budget_usd is not None else _usd(config),
         dry_run=dry_run,
         nonce=nonce,
@@ -126,6 +160,19 @@ def explain(run: RunPlan) -> str:
     lines = [f"  {'run ' if stage.runs else 'skip'}  {stage.name:<10} {stage.why}" for stage in run.stages]
     budget = f"  budget: {run.budget_usd:.2f} USD" if run.budget_usd else "  budget: none"
     return "\n".join([head, *lines, budget])
+
+
+def _lock(git: GitRemote, ref: GitRef, config: PipelineFile) -> tuple[str, str]:
+    """Return path and text of the commit's lock file, checked; two empty strings when it has none."""
+    lock = config.jobs.setup.requirements
+    try:
+        text = git.read_file(ref.commit, lock).decode()
+    except RefNotFoundError:
+        if "requirements" in config.jobs.setup.model_fields_set:
+            raise  # asked for by name
+        return "", ""
+    require_installed(parse_lock(text, file=lock), file=lock)
+    return lock, text
 
 
 def _load(text: bytes, ref: GitRef, overrides: Mapping[str, JsonValue]) -> PipelineFile:

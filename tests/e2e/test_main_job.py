@@ -152,7 +152,7 @@ def test_every_export_agrees_with_the_checkpoint_or_says_why_it_is_not_verified(
         assert exports[name].parity.top1_agreement > 0.99
     assert exports["tensorrt"].status in ("built_unverified", "verified")
     if exports["tensorrt"].status == "built_unverified":
-        assert "GPU" in exports["tensorrt"].reason
+        assert "cannot load the engine on this machine" in exports["tensorrt"].reason
 
 
 def test_the_registry_verifies_by_digest_and_finds_a_changed_byte(left):

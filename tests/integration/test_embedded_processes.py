@@ -104,6 +104,22 @@ def test_a_kept_server_survives_its_owner_and_is_ended_by_its_record(tmp_path, s
     assert end_recorded(tmp_path) == []
 
 
+def test_the_server_ends_when_its_guard_is_killed(tmp_path, server_script):
+    server = GuardedProcess(
+        "guarded",
+        [sys.executable, str(server_script), str(tmp_path / "pids")],
+        folder=tmp_path,
+        environment=dict(os.environ),
+        grace_seconds=1,
+    )
+    server.start()
+    pids = read_pids(tmp_path / "pids")
+    os.kill(server._guard.pid, signal.SIGKILL)
+    wait_for(lambda: gone(pids[:1]))
+    os.kill(pids[1], signal.SIGKILL)  # the daemon had left for init: what no guard can follow
+    server.stop()
+
+
 def test_a_server_that_ends_at_once_is_reported_with_its_last_line(tmp_path):
     server = GuardedProcess(
         "broken",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 
+import pydantic
 import pytest
 from pydantic import JsonValue
 
@@ -21,8 +22,9 @@ from deepseek_ops.core.errors import (
 )
 from deepseek_ops.embedded.git_server import GitServer
 from deepseek_ops.pipeline.datasets import MissingDatasetError
-from deepseek_ops.pipeline.environment import UnpinnedLockError
-from deepseek_ops.pipeline.runs import MissingPipelineFileError, RunPlan
+from deepseek_ops.pipeline.environment import EnvironmentMismatchError, UnpinnedLockError
+from deepseek_ops.pipeline.runs import MissingPipelineFileError, RunPlan, UnsupportedEngineError
+from deepseek_ops.registry import VersionNotFoundError
 
 TOKEN = "test-token-of-the-operators"
 MODEL = json.dumps({"model_type": "deepseek_v3", "vocab_size": 512})
@@ -78,7 +80,7 @@ def raises_without_retry(error: type[PermanentError], match: str):
 def test_a_commit_becomes_a_plan_and_the_same_commit_the_same_plan(places):
     places.push(
         deepseek_dot_yaml="name: tiny\ndata: {raw: corpus}\n",
-        requirements_dot_txt="numpy==1.0\n",
+        requirements_dot_txt=f"pydantic=={pydantic.VERSION}\n",
         deepseek__model_dot_json=MODEL,
     )
     plan = RunPlan.load(places.plan())
@@ -111,6 +113,30 @@ def test_a_commit_without_a_pipeline_file_says_what_to_add(places):
 def test_a_lock_that_does_not_pin_is_refused_with_its_lines(places):
     places.push(deepseek_dot_yaml="name: tiny\n", requirements_dot_txt="torch>=2\n")
     with raises_without_retry(UnpinnedLockError, "line 1: 'torch>=2'"):
+        places.plan()
+
+
+def test_a_lock_that_is_not_what_is_installed_is_refused(places):
+    places.push(deepseek_dot_yaml="name: tiny\n", requirements_dot_txt="pydantic==0.1\n")
+    with raises_without_retry(EnvironmentMismatchError, f"pydantic==0.1, installed {pydantic.VERSION}"):
+        places.plan()
+
+
+def test_a_lock_that_is_named_and_missing_is_refused(places):
+    places.push(deepseek_dot_yaml="name: tiny\njobs: {setup: {requirements: lock.txt}}\n")
+    with raises_without_retry(RefNotFoundError, "lock.txt"):
+        places.plan()
+
+
+def test_an_engine_that_this_release_cannot_run_is_refused_before_anything_starts(places):
+    places.push(deepseek_dot_yaml="name: tiny\ntraining: {engine: slurm}\n")
+    with raises_without_retry(UnsupportedEngineError, "training.engine='slurm'"):
+        places.plan()
+
+
+def test_a_base_model_that_was_never_registered_is_named(places):
+    places.push(deepseek_dot_yaml="name: tiny\ntraining: {base: 'model://tiny/champion'}\n")
+    with raises_without_retry(VersionNotFoundError, "tiny"):
         places.plan()
 
 

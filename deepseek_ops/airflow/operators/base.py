@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
 from deepseek_ops.core.config import PipelineFile
-from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError, TransientError
+from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 from deepseek_ops.pipeline.accounts import account_job
 from deepseek_ops.pipeline.once import remember, remembered
@@ -54,12 +54,28 @@ class DeepSeekOpsOperator(BaseOperator):
         return FactsHook(self.facts_conn_id).facts
 
     @cached_property
+    def launcher_hook(self) -> LauncherHook:
+        return LauncherHook(self.launcher_conn_id)
+
+    @property
     def launcher(self) -> Any:
-        return LauncherHook(self.launcher_conn_id).launcher
+        return self.launcher_hook.launcher
 
     @cached_property
     def git(self) -> Any:
         return GitRemoteHook(self.git_conn_id).remote
+
+    def conclude(self, job: JobSpec, status: JobStatus, context: Context) -> dict[str, JsonValue]:
+        """Account a settled job and return its result. Raises the error that its end means."""
+        account_job(self.facts, status, run=str(context["run_id"]), device=self.launcher_hook.device)
+        if status.phase is JobPhase.SUCCEEDED:
+            result: dict[str, JsonValue] = self.launcher.result(job.name)
+            return result
+        if status.phase is JobPhase.FAILED:
+            raise JobFailedError(job.name, status.reason, status.log)
+        if status.phase is JobPhase.STOPPED:
+            raise JobStoppedError(job.name, status.reason)
+        raise JobLostError(job.name, status.reason, status.log)
 
     def config(self, run: RunPlan) -> PipelineFile:
         """Return the pipeline file of the run's commit, with the run's overrides."""
@@ -115,7 +131,7 @@ class JobOperator(DeepSeekOpsOperator):
             status = self.launcher.status(job.name) or status
             self.watch(job, status)
         self._copy_log(job.name, offset)
-        return conclude(self.launcher, self.facts, job, status, run=str(context["run_id"]))
+        return self.conclude(job, status, context)
 
     def _copy_log(self, name: str, offset: int) -> int:
         text, offset = self.launcher.logs(name, offset)
@@ -131,20 +147,6 @@ class JobOperator(DeepSeekOpsOperator):
             raise JobLostError(job.name, "the worker is shutting down; the job goes on and will be found", "")
         self.launcher.stop(job.name, "its task was stopped in Airflow")
         raise JobStoppedError(job.name, "its task was stopped in Airflow")
-
-
-def conclude(launcher: Any, facts: Any, job: JobSpec, status: JobStatus, *, run: str) -> dict[str, JsonValue]:
-    """Account a settled job and return its result. Raises the error that its end means."""
-    account_job(facts, status, run=run)
-    if status.phase is JobPhase.SUCCEEDED:
-        result: dict[str, JsonValue] = launcher.result(job.name)
-        return result
-    error: dict[JobPhase, TransientError | JobFailedError | JobStoppedError] = {
-        JobPhase.LOST: JobLostError(job.name, status.reason, status.log),
-        JobPhase.FAILED: JobFailedError(job.name, status.reason, status.log),
-        JobPhase.STOPPED: JobStoppedError(job.name, status.reason),
-    }
-    raise error[status.phase]
 
 
 def as_object(value: object) -> Mapping[str, JsonValue]:

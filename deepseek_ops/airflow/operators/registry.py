@@ -108,6 +108,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         dag_run: Any = context["dag_run"]
         recorded = record_experiment(
             self.git,
+            self.store_hook,
             self.facts,
             dataset=DatasetVersion.load(as_object(self.dataset)),
             plan=TrainingPlan.load(as_object(self.plan)),

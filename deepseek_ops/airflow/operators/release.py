@@ -95,7 +95,7 @@ class ApprovalNeededOperator(BaseBranchOperator):
 
 
 class CreateReleaseOperator(DeepSeekOpsOperator):
-    """Push the annotated release tag with the version's metrics, and point the alias ``challenger`` at it.
+    """Push the annotated release tag with the version's metrics, and point the alias ``released`` at it.
 
     :param version: what ``LoadModelVersionOperator`` returned (templated).
     :param approval: what the approval task returned; None where none is asked for (templated).

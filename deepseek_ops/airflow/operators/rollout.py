@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cached_property
 from typing import Any
 
 from airflow.sdk import Context
@@ -30,8 +29,8 @@ class DeliveryOperator(DeepSeekOpsOperator):
         self.version = version
         self.gateway_conn_id = gateway_conn_id
 
-    @cached_property
-    def delivery(self) -> Delivery:
+    def delivery(self, context: Context) -> Delivery:
+        """Return the version on its way, with every port it needs."""
         version = ModelVersion.load(as_object(self.version))
         return Delivery(
             version=version,
@@ -39,6 +38,7 @@ class DeliveryOperator(DeepSeekOpsOperator):
             facts=self.facts,
             launcher=self.launcher,
             gateway=GatewayHook(self.gateway_conn_id).gateway,
+            run=str(context["run_id"]),
             progress=self.log.info,
         )
 
@@ -50,7 +50,7 @@ class StartServingOperator(DeliveryOperator):
     """
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        return self.delivery.start(secrets=self.store_hook.environment()).dump()
+        return self.delivery(context).start(secrets=self.store_hook.environment()).dump()
 
 
 class RollOutOperator(DeliveryOperator):
@@ -71,7 +71,7 @@ class RollOutOperator(DeliveryOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         candidate = Serving.load(as_object(self.candidate))
-        rollout = self.delivery.roll_out(candidate, poll_seconds=self.poll_interval.total_seconds())
+        rollout = self.delivery(context).roll_out(candidate, poll_seconds=self.poll_interval.total_seconds())
         if rollout.phase == "rolled_back":
             raise RolledBackError(rollout.endpoint, rollout.candidate, rollout.reason)
         return rollout.dump()
@@ -91,6 +91,6 @@ class PromoteOperator(DeliveryOperator):
         self.rollout = rollout
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        deployment: Deployment = self.delivery.promote(Rollout.load(as_object(self.rollout)))
+        deployment: Deployment = self.delivery(context).promote(Rollout.load(as_object(self.rollout)))
         self.log.info("%s %s answers at %s", deployment.endpoint, deployment.version, deployment.url)
         return deployment.dump()

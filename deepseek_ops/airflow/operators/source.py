@@ -14,6 +14,7 @@ from deepseek_ops.airflow.assets import MODEL_REPOSITORY
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 from deepseek_ops.core.records import GitRef
 from deepseek_ops.pipeline.pushes import Source, claim, pushes_of, resolve, take
+from deepseek_ops.pipeline.registration import resolve_base
 from deepseek_ops.pipeline.runs import RunPlan, explain, plan_run
 
 
@@ -94,6 +95,7 @@ class PlanRunOperator(DeepSeekOpsOperator):
             self.git,
             self.store_hook.blobs,
             ref,
+            resolve_base=lambda config: resolve_base(config, self.store_hook, self.facts),
             overrides=as_object(params.get("overrides") or {}),
             budget_usd=params.get("budget_usd"),
             dry_run=bool(params.get("dry_run")),

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from airflow.sdk import Context, ResumableJobMixin
 from pydantic import JsonValue
 
-from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object, conclude
+from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 from deepseek_ops.core.records import Checkpoint, DatasetVersion, TrainingPlan, Trial
@@ -48,7 +48,7 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
             winner = best_trial(config, study, [Trial.load(trial) for trial in self.trials or () if trial])
             self.log.info("best trial of %s: #%d %s = %s", study.name, winner.number, winner.values, winner.objective)
             values = winner.values
-        plan = training_plan(config, run, dataset=dataset, model=model, values=values)
+        plan = training_plan(config, run, dataset=dataset, model=model, values=values, base=run.base)
         self.log.info("training plan %s: %s", plan.fingerprint[:12], plan.hyperparameters)
         return plan.dump()
 
@@ -123,13 +123,13 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
             status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
         for line in self.launcher.logs(job.name)[0].splitlines():
             self.log.info("%s", line)
-        run_id = str(context["run_id"])
-        result = conclude(self.launcher, self.facts, job, status, run=run_id)
-        remember(self.facts, job, result, run=run_id)
+        result = self.conclude(job, status, context)
+        remember(self.facts, job, result, run=str(context["run_id"]))
         checkpoint = Checkpoint.load(result)
         self.log.info("step %d, %s, %d restarts", checkpoint.step, checkpoint.metrics, checkpoint.restarts)
         return checkpoint.dump()
 
     def _job(self) -> JobSpec:
         run = RunPlan.load(as_object(self.run))
-        return training_job(self.config(run), run, TrainingPlan.load(as_object(self.plan)))
+        plan = TrainingPlan.load(as_object(self.plan))
+        return training_job(self.config(run), run, plan, device=self.launcher_hook.device)
