@@ -13,7 +13,9 @@ class ParityError(PermanentError):
 
     format: str
     runtime: str
-    max_abs_error: float
+    abs_error: float
+    share: str
+    """Of the tokens that the error is the largest of."""
     allowed_abs_error: float
     top1_agreement: float
     allowed_top1: float
@@ -22,7 +24,8 @@ class ParityError(PermanentError):
     def __str__(self) -> str:
         return (
             f"the {self.format} export disagrees with its checkpoint in {self.runtime}: over {self.num_tokens} "
-            f"tokens the largest logit error is {self.max_abs_error:.3g}, allowed is {self.allowed_abs_error:.3g}, and "
+            f"tokens the largest logit error of {self.share} is {self.abs_error:.3g}, allowed is "
+            f"{self.allowed_abs_error:.3g}, and "
             f"{self.top1_agreement:.2%} of the best tokens agree, needed are {self.allowed_top1:.2%}. Nothing was "
             "published; export with precision fp32, or leave the format out of deployment.formats."
         )

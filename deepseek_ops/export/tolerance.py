@@ -19,6 +19,8 @@ class Tolerance:
     """Largest logit error, as a share of the largest logit of the checkpoint (at least 1)."""
     top1: float
     """Smallest share of tokens whose best next token is the checkpoint's."""
+    outliers: bool = False
+    """Whether one token in a hundred may be further off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Measured:
 
     max_abs_error: float
     """May be NaN or infinite: the export computed no number somewhere."""
+    p99_abs_error: float
+    """The same with the worst hundredth of the tokens left out; equal to the largest below a hundred tokens."""
     max_abs_logit: float
     """Of the checkpoint."""
     top1_agreement: float
@@ -35,9 +39,10 @@ class Measured:
 
 _EXACT = Tolerance(relative_error=1e-6, top1=1.0)
 _SINGLE = Tolerance(relative_error=1e-4, top1=0.995)
-_HALF = Tolerance(relative_error=2e-2, top1=0.97)
-"""Half precision can send a token to another expert where two scores tie, so it is held to top-1 as well: measured
-9e-3 and 99.8 % on a trained model, where a graph without its mask or its routing keeps 16 to 53 %."""
+_HALF = Tolerance(relative_error=2e-2, top1=0.97, outliers=True)
+"""Half precision sends a token to another expert where two scores tie: measured on one token of 576, whose logits are
+then off by a tenth of the largest, while all others are within 2e-3. The checkpoint itself does so in half precision. A
+graph without its mask or its routing is off everywhere, and keeps 16 to 53 % of the best tokens."""
 
 
 def tolerance_for(export_format: Format, precision: Literal["fp32", "fp16"] = "fp32") -> Tolerance:
@@ -52,9 +57,13 @@ def agrees(measured: Measured, tolerance: Tolerance) -> bool:
     return (
         measured.num_tokens > 0
         and math.isfinite(measured.max_abs_error)
-        and measured.max_abs_error <= allowed_error(measured, tolerance)
+        and _judged_error(measured, tolerance) <= allowed_error(measured, tolerance)
         and measured.top1_agreement >= tolerance.top1
     )
+
+
+def _judged_error(measured: Measured, tolerance: Tolerance) -> float:
+    return measured.p99_abs_error if tolerance.outliers else measured.max_abs_error
 
 
 def allowed_error(measured: Measured, tolerance: Tolerance) -> float:
@@ -68,7 +77,8 @@ def parity_of(measured: Measured, tolerance: Tolerance, *, export_format: Format
         raise ParityError(
             format=export_format,
             runtime=runtime,
-            max_abs_error=measured.max_abs_error,
+            abs_error=_judged_error(measured, tolerance),
+            share="99 %" if tolerance.outliers else "all",
             allowed_abs_error=allowed_error(measured, tolerance),
             top1_agreement=measured.top1_agreement,
             allowed_top1=tolerance.top1,

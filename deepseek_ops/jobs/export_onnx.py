@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from deepseek_ops.core.errors import MissingDependencyError
-from deepseek_ops.export import Format, TokenBatch
+from deepseek_ops.export import ExportFailedError, Format, TokenBatch
 from deepseek_ops.jobs.export_checkpoint import Runner, SourceModel, step, tensors, without_collector
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def write_onnx(
         _simplify(program)
     inputs = sorted(value.name for value in program.graph.inputs)
     if inputs != ["attention_mask", "input_ids"]:
-        raise AssertionError(f"the graph's inputs are {inputs}: tracing dropped one")
+        problem = f"its inputs are {inputs}, so the graph ignores the one that is missing"
+        raise ExportFailedError(export_format, "checking the graph", problem)
     with step(export_format, "writing the graph"):
         OnnxExporter.save_program(program, target / MODEL_FILE)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,9 @@ ROWS = st.lists(st.lists(st.integers(0, 511), max_size=40), max_size=6).filter(l
 
 
 def measured(error: float = 1e-6, *, logit: float = 1.0, top1: float = 1.0, tokens: int = 500) -> Measured:
-    return Measured(max_abs_error=error, max_abs_logit=logit, top1_agreement=top1, num_tokens=tokens)
+    return Measured(
+        max_abs_error=error, p99_abs_error=error, max_abs_logit=logit, top1_agreement=top1, num_tokens=tokens
+    )
 
 
 @given(rows=ROWS, max_length=st.integers(8, 4096))
@@ -92,6 +95,17 @@ def test_nan_error_wrong_tokens_and_no_evidence_are_disagreement(bad):
     assert "onnx export" in text
     assert "onnxruntime 9" in text
     assert f"{bad.num_tokens} tokens" in text
+
+
+def test_in_half_precision_one_token_in_a_hundred_may_have_met_another_expert():
+    flipped = Measured(max_abs_error=0.4, p99_abs_error=0.005, max_abs_logit=3.0, top1_agreement=0.99, num_tokens=576)
+    half = tolerance_for("tensorrt", "fp16")
+    parity = parity_of(flipped, half, export_format="tensorrt", runtime="x")
+    assert parity.max_abs_error == 0.4, "the figure that is published is the true one"
+    with pytest.raises(ParityError, match=r"all is 0\.4"):
+        parity_of(flipped, tolerance_for("tensorrt"), export_format="tensorrt", runtime="x")
+    with pytest.raises(ParityError, match=r"99 % is 0\.4"):
+        parity_of(replace(flipped, p99_abs_error=0.4), half, export_format="tensorrt", runtime="x")
 
 
 def test_half_precision_is_allowed_more_and_copied_weights_almost_nothing():
