@@ -30,6 +30,7 @@ check: .venv/.installed ## Format, lint, types, import contracts, unit and contr
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
 	@$(BIN)/pytest -q -m "not slow and not e2e" tests/unit tests/contract $(ARGS)
 
 test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, and the live end-to-end run
@@ -37,6 +38,7 @@ test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, an
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
 	@$(BIN)/pytest $(ARGS)
 
 format: .venv/.installed ## Format the code and sort the imports
