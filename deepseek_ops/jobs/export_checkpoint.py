@@ -209,7 +209,9 @@ def step(export_format: Format, doing: str) -> Iterator[None]:
         if "DefaultCPUAllocator" in str(error):  # torch's out-of-memory is a bare RuntimeError: another try can help
             raise
         lines = str(error).strip().splitlines() or [""]
-        raise ExportFailedError(export_format, doing, f"{type(error).__name__}: {lines[0][:500]}") from error
+        # torch says first what it was doing and last what went wrong, with the code between.
+        said = lines[0][:300] if len(lines) == 1 else f"{lines[0][:300]} ... {lines[-1].strip()[:300]}"
+        raise ExportFailedError(export_format, doing, f"{type(error).__name__}: {said}") from error
 
 
 @contextlib.contextmanager
