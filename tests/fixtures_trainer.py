@@ -127,10 +127,10 @@ class Lab:
         assert status.phase is JobPhase.SUCCEEDED, f"{status}\n{self.launcher.logs(name)[0][-4000:]}"
         return self.launcher.result(name)
 
-    def prepare(self, name: str, target: str = "mine:prepare_data") -> str:
+    def prepare(self, name: str, target: str = "mine:prepare_data", *, code: FileSet | None = None) -> str:
         """Start a prepare job."""
         payload = {
-            "code": self.code.dump(),
+            "code": (code or self.code).dump(),
             "callable": target,
             "raw": self.raw.dump(),
             "dataset": "corpus",

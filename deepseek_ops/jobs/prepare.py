@@ -2,7 +2,8 @@
 
 Payload: ``{"code": FileSet, "callable": "module:function", "raw": FileSet, "dataset": name, "split": {name: share},
 "parameters": {}}``. Result: ``{"dataset": DatasetVersion, "report": {...}}``. Equal code and raw objects give equal
-bytes, hence the same version: nothing in the folder depends on time, chance or paths.
+bytes, hence the same version: nothing in the folder depends on time, chance or paths. The version's lineage names the
+Python files of the repository, not the whole of it, so that a push which leaves the data alone finds the version there.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
         splits={split: int(str(count)) for split, count in _object(report["documents_by_split"]).items()},
         lineage={
             "callable": target,
-            "code": code.fingerprint,
+            "code": _sources(code).fingerprint,
             "parameters": parameters,
             "raw": raw.fingerprint,
             "split": dict(shares),
@@ -110,6 +111,11 @@ def _commit(
         splits=splits,
         branch="main",
     )
+
+
+def _sources(code: FileSet) -> FileSet:
+    """Return the Python files of the repository: a new learning rate or README must not make a new dataset version."""
+    return FileSet(files=tuple(entry for entry in code.files if entry.path.endswith(".py")))
 
 
 def _call(

@@ -69,18 +69,6 @@ class UnsupportedTrainingError(PermanentError):
 
 
 @dataclass(eq=False)
-class HyperparameterError(PermanentError):
-    """A hyperparameter is unknown, missing or has no value at all after the search."""
-
-    name: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"training.hyperparameters: {self.name} {self.problem}; {self.remedy}."
-
-
-@dataclass(eq=False)
 class PublishedModelError(PermanentError):
     """The exported model, loaded again, is not the model that was trained."""
 
@@ -89,15 +77,3 @@ class PublishedModelError(PermanentError):
 
     def __str__(self) -> str:
         return f"the exported model in {self.folder} is not published: {self.problem}."
-
-
-@dataclass(eq=False)
-class DivergedError(PermanentError):
-    """A rule stopped the training: its weights must not become a model."""
-
-    step: int
-    rule: str
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"training stopped at step {self.step} by the rule {self.rule!r}: {self.evidence}."

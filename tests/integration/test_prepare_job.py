@@ -34,6 +34,17 @@ def test_the_same_input_gives_the_same_version(lab, dataset):  # noqa: F811
     assert again["dataset"] == dataset.dump()
 
 
+@pytest.mark.parametrize(("path", "same"), [("model.json", True), ("mine.py", False)])
+def test_a_push_makes_a_new_version_only_if_it_touches_code(lab, dataset, tmp_path, path, same):  # noqa: F811
+    lab.blobs.fetch_folder(lab.code, tmp_path / "code")
+    with (tmp_path / "code" / path).open("a") as file:
+        file.write("\n# another line\n")
+    changed = lab.blobs.put_folder(tmp_path / "code")
+    again = DatasetVersion.load(lab.result(lab.prepare(f"prepare-{path}", code=changed))["dataset"])
+    assert again.tree == dataset.tree, "the same data"
+    assert (again.version == dataset.version) is same
+
+
 def test_the_version_holds_documents_tokens_and_tokenizer(folder, dataset):  # noqa: F811
     report = json.loads((folder / "report.json").read_text())
     assert dataset.splits == report["documents_by_split"]
