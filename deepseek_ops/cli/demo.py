@@ -250,7 +250,8 @@ def _kill_ranks(stack: Stack, view: ProgressView, job: str) -> list[int]:
     saved = any(event.get("kind") == "checkpoint" for event in stack.launcher.events(job))
     if status is None or status.settled or status.pid is None or not saved:
         return []
-    pids = descendants(status.pid)
+    # The ranks are the leaves of the job's process tree: what is above them supervises, and is left to do its work.
+    pids = [pid for pid in descendants(status.pid) if not descendants(pid)]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     view.say(f"    SIGKILL to the ranks {pids}: the job has to go on from its last checkpoint")

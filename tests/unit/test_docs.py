@@ -33,7 +33,6 @@ _MAKE = re.compile(r"(?:`|^|\s)make ([a-z]+)", re.MULTILINE)
 _COMMAND = re.compile(r"(?:`|bin/)deepseek-ops ([a-z]+)(?: ([a-z]+))?")
 _SUBCOMMANDS = re.compile(r"`deepseek-ops ([a-z]+) ([a-z]+)`((?:, `[a-z]+`)+)")
 _REPOSITORY_PATH = re.compile(r"`((?:core|airflow|jobs|export|rollout|training|pipeline)/[\w/]+\.py)`")
-_MADE_BY_A_RUN = {"docs/images/graph.png", "docs/images/run.png", "docs/images/loss.png"}
 """Pictures of a live run: made by hand after one, so a checkout between two releases may lack them."""
 
 
@@ -90,8 +89,6 @@ def test_every_relative_link_resolves(name: str) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
-        if target.is_relative_to(ROOT) and target.relative_to(ROOT).as_posix() in _MADE_BY_A_RUN:
-            continue
         assert target.is_relative_to(ROOT), f"{name} links to {link}, outside the project"
         assert target.exists(), f"{name} links to {link}, which is not there"
         if anchor:
