@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,17 @@ from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.adapters.git import open_git
 from deepseek_ops.cli.demo import ask
 from deepseek_ops.cli.demo_repository import DemoRepository
-from deepseek_ops.core.records import Checkpoint, Deployment, Evaluation, ExportedModel, ModelVersion, Release, Trial
+from deepseek_ops.core.records import (
+    Checkpoint,
+    Deployment,
+    Evaluation,
+    ExportedModel,
+    ModelVersion,
+    Phase,
+    Release,
+    Rollout,
+    Trial,
+)
 from deepseek_ops.embedded.airflow_standalone import AirflowClient
 from deepseek_ops.embedded.processes import port_is_free
 from deepseek_ops.embedded.stack import GIT_USER
@@ -69,6 +80,28 @@ class Left:
 
     def returned(self, dag_id: str, task: str, index: int = -1):
         return self.client.xcom(dag_id, self.runs[dag_id], task, index)
+
+    def user(self) -> DemoRepository:
+        """The person who pushes, with the clone the demo left."""
+        return DemoRepository(
+            self.git_url,
+            username=GIT_USER,
+            token=self.token,
+            folder=self.root / "clone",
+            template=PROJECT / "include" / "examples" / "tiny-deepseek",
+        )
+
+    def wait_for_second_deployment(self, seconds: float = 900) -> dict[str, str]:
+        """Return the newest run of each DAG once the second deployment has ended well."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            runs = {dag_id: self.client.runs(dag_id) for dag_id in DAGS}
+            failed = [run["dag_run_id"] for found in runs.values() for run in found if run["state"] == "failed"]
+            assert failed == []
+            if all(len(found) == 2 and found[0]["state"] == "success" for found in runs.values()):
+                return {dag_id: str(found[0]["dag_run_id"]) for dag_id, found in runs.items()}
+            time.sleep(1)
+        raise AssertionError("the second push was not deployed in time")
 
     def repository(self, cache: Path):
         return open_git(self.git_url, username=GIT_USER, password=self.token, cache=cache)
@@ -253,13 +286,7 @@ def test_no_secret_is_in_a_log_or_an_xcom(left):
 
 
 def test_a_push_that_touches_no_watched_path_starts_no_task(left):
-    user = DemoRepository(
-        left.git_url,
-        username=GIT_USER,
-        token=left.token,
-        folder=left.root / "clone",
-        template=PROJECT / "include" / "examples" / "tiny-deepseek",
-    )
+    user = left.user()
     user._git("pull", "--quiet", "origin", "exp/first")
     commit = user.push_untouched()
     assert commit
@@ -267,17 +294,79 @@ def test_a_push_that_touches_no_watched_path_starts_no_task(left):
     assert len(left.client.runs("retrain")) == 1
 
 
-def test_nothing_is_left_when_the_demo_is_stopped_and_the_next_one_reuses_what_is_unchanged(left):
+def test_the_next_push_reuses_what_is_unchanged_and_is_rolled_out_without_a_dropped_request(left):
+    user = left.user()
+    user._git("pull", "--quiet", "origin", "exp/first")
+    first = {task: left.returned("retrain", task) for task in ("prepare_dataset", "plan_training")}
+    endpoint = Deployment.load(left.returned("deploy", "promote"))
+    commit, _ = user.push_change()
+    with Load(endpoint.url, endpoint.endpoint) as load:
+        runs = left.wait_for_second_deployment()
+    retrain, deploy = runs["retrain"], runs["deploy"]
+    assert left.client.xcom("retrain", retrain, "resolve_source")["ref"]["commit"] == commit
+    assert left.client.xcom("retrain", retrain, "prepare_dataset") == first["prepare_dataset"]
+    trials = [left.client.xcom("retrain", retrain, "run_trial", index) for index in range(4)]
+    assert all(trial["reused"] for trial in trials)
+    assert left.client.xcom("retrain", retrain, "plan_training")["seed"] == first["plan_training"]["seed"] + 1
+    evaluation = Evaluation.load(left.client.xcom("retrain", retrain, "evaluate", 1))
+    assert evaluation.champion == "0.1.0"
+    assert evaluation.interval is not None
+    rollout = Rollout.load(left.client.xcom("deploy", deploy, "roll_out"))
+    assert (rollout.stable, rollout.candidate, rollout.strategy) == ("0.1.0", "0.2.0", "canary")
+    assert (rollout.phase, rollout.reason) == (Phase.PROMOTED, "all steps held")
+    assert load.failures == []
+    assert load.answers > 20
+    assert set(load.versions) == {"0.1.0", "0.2.0"}
+    served = [path.name for path in (left.root / "jobs" / "jobs").glob("serve-*")]
+    assert len(served) == 2
+    facts = open_facts(f"sqlite:///{left.root / 'facts.db'}")
+    assert facts.get("alias", "deepseek-tiny/champion").body["version"] == "0.2.0"
+
+
+def test_nothing_is_left_when_the_demo_is_stopped(left):
     ports = [int(re.search(r":(\d+)", left.url)[1]), int(re.search(r":(\d+)/", left.git_url)[1])]
     assert command("stop", "--root", str(left.root), timeout=120).returncode == 0
     assert _processes_below(left.root) == []
     assert all(port_is_free(port) for port in ports)
-    done = command("demo", "--root", str(left.root))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"(\d) reused", done.stdout)[1] >= "3", "every trial was known"
-    assert "0.2.0" in done.stdout
-    assert "champion" in done.stdout, "the second model was paired with the first"
-    assert _processes_below(left.root) == []
+
+
+class Load:
+    """One client that asks the endpoint again and again, and remembers every answer that was not one."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.failures: list[str] = []
+        self.answers = 0
+        self.versions: dict[str, int] = {}
+        self._body = {"model": model, "prompt": "The", "max_tokens": 1, "temperature": 0}
+        self._url = f"{url}/v1/completions"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        number = 0
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.wait(0.2):
+                number += 1
+                try:
+                    answer = client.post(self._url, json=self._body, headers={"x-user-id": f"user-{number}"})
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                    continue
+                if answer.status_code != httpx.codes.OK:
+                    self.failures.append(f"{answer.status_code} {answer.text[:200]}")
+                    continue
+                self.answers += 1
+                version = answer.headers["x-model-version"]
+                self.versions[version] = self.versions.get(version, 0) + 1
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(2)  # the new version answers somebody else than us, too
+        self._stop.set()
+        self._thread.join()
 
 
 def _basic(left: Left) -> str:

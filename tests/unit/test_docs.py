@@ -33,7 +33,6 @@ _MAKE = re.compile(r"(?:`|^|\s)make ([a-z]+)", re.MULTILINE)
 _COMMAND = re.compile(r"(?:`|bin/)deepseek-ops ([a-z]+)(?: ([a-z]+))?")
 _SUBCOMMANDS = re.compile(r"`deepseek-ops ([a-z]+) ([a-z]+)`((?:, `[a-z]+`)+)")
 _REPOSITORY_PATH = re.compile(r"`((?:core|airflow|jobs|export|rollout|training|pipeline)/[\w/]+\.py)`")
-"""Pictures of a live run: made by hand after one, so a checkout between two releases may lack them."""
 
 
 def text_of(name: str) -> str:
