@@ -142,7 +142,8 @@ class JobOperator(DeepSeekOpsOperator):
     def _leave(self, job: JobSpec, context: Context) -> None:
         """The task is being ended: stop the job if a person did it, leave it running if the worker goes away."""
         ti: Any = context["ti"]
-        states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id])
+        index = None if ti.map_index < 0 else ti.map_index
+        states = ti.get_task_states(dag_id=ti.dag_id, map_index=index, task_ids=[ti.task_id], run_ids=[ti.run_id])
         if "running" in str(states):
             raise JobLostError(job.name, "the worker is shutting down; the job goes on and will be found", "")
         self.launcher.stop(job.name, "its task was stopped in Airflow")
