@@ -12,17 +12,15 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
+from fixtures_demo import DAGS, Left, Load, basic, command, processes_below
 
 from deepseek_ops.adapters.facts import open_facts
-from deepseek_ops.adapters.git import open_git
+from deepseek_ops.adapters.local_launcher import LocalLauncher
 from deepseek_ops.cli.demo import ask
-from deepseek_ops.cli.demo_repository import DemoRepository
 from deepseek_ops.core.records import (
     Checkpoint,
     Deployment,
@@ -34,77 +32,10 @@ from deepseek_ops.core.records import (
     Rollout,
     Trial,
 )
-from deepseek_ops.embedded.airflow_standalone import AirflowClient
-from deepseek_ops.embedded.processes import port_is_free
-from deepseek_ops.embedded.stack import GIT_USER
+from deepseek_ops.embedded.processes import port_is_free, start_time
 from deepseek_ops.pipeline.records_in_git import parse_experiment, parse_release
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
-
-PROJECT = Path(__file__).parents[2]
-DAGS = ("retrain", "release", "deploy")
-
-
-def command(*arguments: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deepseek_ops.cli.main", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-class Left:
-    """What a kept demo left up."""
-
-    def __init__(self, root: Path, output: str) -> None:
-        self.root = root
-        self.output = output
-        self.url = re.search(r"Airflow: (http://\S+)", output)[1]
-        login = re.search(r"login (\S+) / (\S+)", output)
-        self.client = AirflowClient(self.url, login[1], login[2])
-        self.runs = {dag_id: str(self.client.runs(dag_id)[0]["dag_run_id"]) for dag_id in DAGS}
-        ports = json.loads((root / "ports.json").read_text())
-        self.git_url = f"http://127.0.0.1:{ports['git']}/tiny-deepseek.git"
-        self.token = (root / "git.token").read_text()
-        identity = json.loads((root / "s3" / "identities.json").read_text())["identities"][0]["credentials"][0]
-        s3 = json.loads((root / "s3" / "ports.json").read_text())
-        self.environment = {
-            "AWS_ACCESS_KEY_ID": identity["accessKey"],
-            "AWS_SECRET_ACCESS_KEY": identity["secretKey"],
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3['s3']}",
-        }
-
-    def returned(self, dag_id: str, task: str, index: int = -1):
-        return self.client.xcom(dag_id, self.runs[dag_id], task, index)
-
-    def user(self) -> DemoRepository:
-        """The person who pushes, with the clone the demo left."""
-        return DemoRepository(
-            self.git_url,
-            username=GIT_USER,
-            token=self.token,
-            folder=self.root / "clone",
-            template=PROJECT / "include" / "examples" / "tiny-deepseek",
-        )
-
-    def wait_for_second_deployment(self, seconds: float = 900) -> dict[str, str]:
-        """Return the newest run of each DAG once the second deployment has ended well."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            runs = {dag_id: self.client.runs(dag_id) for dag_id in DAGS}
-            failed = [run["dag_run_id"] for found in runs.values() for run in found if run["state"] == "failed"]
-            assert failed == []
-            if all(len(found) == 2 and found[0]["state"] == "success" for found in runs.values()):
-                return {dag_id: str(found[0]["dag_run_id"]) for dag_id, found in runs.items()}
-            time.sleep(1)
-        raise AssertionError("the second push was not deployed in time")
-
-    def repository(self, cache: Path):
-        return open_git(self.git_url, username=GIT_USER, password=self.token, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +119,7 @@ def test_every_export_agrees_with_the_checkpoint_or_says_why_it_is_not_verified(
         assert "cannot load the engine on this machine" in exports["tensorrt"].reason
 
 
-def test_the_registry_verifies_by_digest_and_finds_a_changed_byte(left):
+def test_every_object_of_the_registry_verifies_by_digest(left):
     environment = {**os.environ, **left.environment}
     base = [sys.executable, "-m", "deepseek_ops.cli.main", "registry", "verify"]
     options = ["--store", "s3://model-registry/deepseek/", "--facts", f"sqlite:///{left.root / 'facts.db'}"]
@@ -213,7 +144,7 @@ def test_the_tags_with_their_metrics_are_in_the_bare_repository(left, tmp_path):
         [
             "git",
             "-c",
-            f"http.extraHeader=Authorization: Basic {_basic(left)}",
+            f"http.extraHeader=Authorization: Basic {basic(left)}",
             "clone",
             "-q",
             "--bare",
@@ -323,67 +254,40 @@ def test_the_next_push_reuses_what_is_unchanged_and_is_rolled_out_without_a_drop
     assert facts.get("alias", "deepseek-tiny/champion").body["version"] == "0.2.0"
 
 
+def test_a_broken_pipeline_file_fails_its_run_at_once_with_the_line(left):
+    user = left.user()
+    user._git("checkout", "--quiet", "-B", "exp/broken")
+    path = left.root / "clone" / "deepseek.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("  gpus_per_node: 2", "  gpus_per_nod: 2"))
+    user._git("commit", "--quiet", "--all", "--message", "Misspell a key")
+    user._git("push", "--quiet", "origin", "exp/broken")
+    run_id = left.wait_for_run("retrain", ("failed",))
+    task = next(task for task in left.client.tasks("retrain", run_id) if task["task_id"] == "plan_run")
+    assert (task["state"], task["try_number"]) == ("failed", 1), "what would fail again is not tried again"
+    log = left.client.task_log("retrain", run_id, "plan_run", 1)
+    line = text[: text.index("  gpus_per_node: 2")].count("\n") + 1
+    assert f":{line}: training.gpus_per_nod" in log
+    assert "gpus_per_node" in log
+
+
+def test_a_person_who_ends_the_training_task_ends_its_job(left):
+    left.client.post(
+        "/dags/retrain/dagRuns",
+        {"logical_date": None, "dag_run_id": "stopped", "conf": {"ref": "exp/first", "train_again": True}},
+    )
+    launcher = LocalLauncher(left.root / "jobs")
+    before = {status.name for status in launcher.list()}
+    job = left.wait(lambda: next((s for s in launcher.list() if s.name not in before and s.step), None))
+    assert job.phase == "running"
+    left.client.patch("/dags/retrain/dagRuns/stopped/taskInstances/train", {"new_state": "failed"})
+    settled = left.wait(lambda: s if (s := launcher.status(job.name)) and s.settled else None)
+    assert settled.phase == "stopped"
+    assert all(start_time(pid) is None for pid in ([job.pid] if job.pid else []))
+
+
 def test_nothing_is_left_when_the_demo_is_stopped(left):
     ports = [int(re.search(r":(\d+)", left.url)[1]), int(re.search(r":(\d+)/", left.git_url)[1])]
     assert command("stop", "--root", str(left.root), timeout=120).returncode == 0
-    assert _processes_below(left.root) == []
+    assert processes_below(left.root) == []
     assert all(port_is_free(port) for port in ports)
-
-
-class Load:
-    """One client that asks the endpoint again and again, and remembers every answer that was not one."""
-
-    def __init__(self, url: str, model: str) -> None:
-        self.failures: list[str] = []
-        self.answers = 0
-        self.versions: dict[str, int] = {}
-        self._body = {"model": model, "prompt": "The", "max_tokens": 1, "temperature": 0}
-        self._url = f"{url}/v1/completions"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        number = 0
-        with httpx.Client(timeout=60) as client:
-            while not self._stop.wait(0.2):
-                number += 1
-                try:
-                    answer = client.post(self._url, json=self._body, headers={"x-user-id": f"user-{number}"})
-                except httpx.HTTPError as error:
-                    self.failures.append(repr(error))
-                    continue
-                if answer.status_code != httpx.codes.OK:
-                    self.failures.append(f"{answer.status_code} {answer.text[:200]}")
-                    continue
-                self.answers += 1
-                version = answer.headers["x-model-version"]
-                self.versions[version] = self.versions.get(version, 0) + 1
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        time.sleep(2)  # the new version answers somebody else than us, too
-        self._stop.set()
-        self._thread.join()
-
-
-def _basic(left: Left) -> str:
-    import base64
-
-    return base64.b64encode(f"{GIT_USER}:{left.token}".encode()).decode()
-
-
-def _processes_below(root: Path) -> list[str]:
-    """Return the command lines of processes that name the demo's folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(root) in line:
-                found.append(line)
-    return found
