@@ -18,7 +18,8 @@ from deepseek_ops.core.errors import MissingDependencyError
 from deepseek_ops.core.records import canonical_json
 
 if TYPE_CHECKING:
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 BUSY_SECONDS = 60.0
 """How long a SQLite writer waits for the others: writers queue for the file, and each holds it for milliseconds."""
@@ -91,15 +92,33 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
     }
     options = {name: value for name, value in defaults.items() if name not in url.query}
     try:
-        return sa.create_engine(
+        engine = sa.create_engine(
             url,
             connect_args={**options, "prepare_threshold": None},  # poolers such as PgBouncer lose prepared statements
-            pool_pre_ping=True,
             hide_parameters=True,
             json_serializer=write_json,
         )
     except ModuleNotFoundError as error:
         raise MissingDependencyError("psycopg", "postgres", "facts in PostgreSQL") from error
+    sa.event.listen(engine, "checkout", _ping_postgres)
+    return engine
+
+
+def _ping_postgres(connection: DBAPIConnection, _record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """Replace connections that the server has closed, before they are used.
+
+    Not ``pool_pre_ping``: its ping switches autocommit on and back off, and the second switch fails with an error of
+    its own when the socket closes in between, which then hides that the connection is only gone.
+    """
+    import psycopg
+
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+        connection.rollback()
+    except psycopg.Error as error:
+        raise sa.exc.InvalidatePoolError("the server has closed the connection") from error
 
 
 def _sqlite_engine(url: sa.URL, *, create: bool) -> sa.Engine:
