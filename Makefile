@@ -31,7 +31,7 @@ check: .venv/.installed ## Format, lint, types, import contracts, unit and contr
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
-	@$(BIN)/pytest -q -m "not slow and not e2e" tests/unit tests/contract $(ARGS)
+	@$(BIN)/pytest -q -n 3 --dist loadfile -m "not slow and not e2e" tests/unit tests/contract $(ARGS)
 
 test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, and the live end-to-end run
 	@$(BIN)/ruff format --check .

@@ -27,6 +27,8 @@ from deepseek_ops.core.records import digest_of
 from deepseek_ops.data import blob_key
 from deepseek_ops.embedded.seaweedfs import SeaweedServer
 
+s3_server, s3_store, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_store, fixtures_s3.s3_uri
+
 
 class TestLocalStore(ObjectStoreContract, BlobsContract):
     @pytest.fixture

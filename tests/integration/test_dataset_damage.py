@@ -29,7 +29,7 @@ from deepseek_ops.data import (
 from deepseek_ops.data.pages import LOOSE, Entry, Location, encode_page, encode_tree, page_ref, tree_digest
 
 folder, local, store = fixtures_datasets.folder, fixtures_datasets.local, fixtures_datasets.store
-s3_server, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_uri
+s3_server, s3_store, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_store, fixtures_s3.s3_uri
 
 
 class TestDamage:

@@ -29,7 +29,7 @@ from deepseek_ops.data import pages as pages_module
 from deepseek_ops.data.refs import RefLog
 
 folder, local, store = fixtures_datasets.folder, fixtures_datasets.local, fixtures_datasets.store
-s3_server, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_uri
+s3_server, s3_store, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_store, fixtures_s3.s3_uri
 
 
 class TestVersions:
