@@ -126,6 +126,7 @@ class TestSqliteFacts(FactsContract):
             facts.insert("k", "key", {})
 
 
+@pytest.mark.slow  # starts a database server
 class TestPostgresFacts(FactsContract):
     @pytest.fixture
     def dsn(self, postgres_dsn: str) -> str:  # noqa: F811
