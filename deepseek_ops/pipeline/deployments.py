@@ -145,10 +145,7 @@ class Delivery:
             reason=rollout.reason,
             operation=f"{self.run}/champion",
         )
-        for fact in self.facts.find(SERVING, prefix=f"{rollout.endpoint}/"):
-            serving = Serving.load(fact.body)
-            if serving.version != self.version.version:
-                self.launcher.stop(serving.job, f"replaced by {self.version.version}")
+        self.end_replaced(rollout.endpoint)
         plan = self.gateway.observed(rollout.endpoint)
         stats = self.gateway.stats(rollout.endpoint).get(self.version.version)
         return Deployment(
@@ -162,6 +159,14 @@ class Delivery:
                 "errors": stats.errors if stats else 0,
             },
         )
+
+    def end_replaced(self, endpoint: str) -> None:
+        """End the jobs that serve another version; those that ended before, or are forgotten, are left."""
+        for fact in self.facts.find(SERVING, prefix=f"{endpoint}/"):
+            serving = Serving.load(fact.body)
+            status = self.launcher.status(serving.job)
+            if serving.version != self.version.version and status is not None and not status.settled:
+                self.launcher.stop(serving.job, f"replaced by {self.version.version}")
 
     def _model(self) -> FileSet:
         registry = registry_named(self.stores, self.facts, self.version.name)
