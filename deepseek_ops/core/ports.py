@@ -7,7 +7,7 @@ Every adapter of a port passes the same contract suite in ``tests/contract``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,8 @@ class ObjectInfo:
 
     key: str
     size: int
+    modified: float = field(default=0.0, compare=False)
+    """When it was last written, in Unix seconds by the store's clock; 0 where the store does not say."""
 
 
 class ObjectStore(Protocol):
@@ -42,9 +44,10 @@ class ObjectStore(Protocol):
         """
 
     def put_blob(self, key: str, source: bytes | Path) -> None:
-        """Store content-addressed bytes: the key contains their digest, so a second write changes nothing.
+        """Store content-addressed bytes: the key contains their digest, so a second write changes only ``modified``.
 
-        Large sources go up in parts; a reader sees all of the bytes or nothing.
+        It does change that, so what somebody has just stored again never looks old. Large sources go up in parts; a
+        reader sees all of the bytes or nothing.
         """
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:

@@ -23,8 +23,11 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError, PermanentError
+from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import Digest, canonical_json
+
+__all__ = ["blob_key", "commit_key", "creates_once", "pack_key", "require_format", "tree_key"]
 
 FORMAT = "deepseek-ops-store/1"
 STORE_KEY = "store.json"
@@ -52,11 +55,6 @@ class UnknownFormatError(PermanentError):
 
     def __str__(self) -> str:
         return f"{self.uri}/{STORE_KEY} has format {self.found}, this version reads {FORMAT}; choose another prefix."
-
-
-def blob_key(digest: Digest) -> str:
-    """Return the key of a blob."""
-    return f"objects/sha256/{digest[:2]}/{digest[2:4]}/{digest}"
 
 
 def pack_key(digest: Digest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,6 +61,18 @@ class ObjectStoreContract:
         store.create("a/b.json", b"{}")
         assert store.get("a/b.json") == b"{}"
         assert store.head("a/b.json") == ObjectInfo("a/b.json", 2)
+
+    def test_says_when_an_object_was_last_stored_also_when_the_same_bytes_were_there(self, store: ObjectStore) -> None:
+        key = "objects/aa"
+        store.put_blob(key, b"same")
+        first = store.head(key)
+        time.sleep(1.1)  # S3 counts whole seconds
+        store.put_blob(key, b"same")
+        again, listed = store.head(key), next(store.list("objects/"))
+        assert first is not None
+        assert again is not None
+        assert abs(first.modified - time.time()) < 60
+        assert first.modified < again.modified == listed.modified
 
     def test_of_many_writers_exactly_one_wins_and_its_bytes_stay(self, store: ObjectStore) -> None:
         def write(number: int) -> bool:

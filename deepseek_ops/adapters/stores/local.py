@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -58,6 +59,7 @@ class LocalStore:
         size = source_size(source)
         with suppress(OSError):
             if target.stat().st_size == size:
+                os.utime(target)  # as a second upload would: what somebody has just stored is not old
                 return
         with self._written(key, source) as temporary:
             self._place(os.replace, temporary, target)
@@ -87,7 +89,8 @@ class LocalStore:
         path = self._path(key)
         try:
             with self._translated(key):
-                return ObjectInfo(key, path.stat().st_size) if not path.is_dir() else None
+                status = path.stat()
+                return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key, status.st_size, status.st_mtime)
         except ObjectNotFoundError:
             return None
 
@@ -117,7 +120,8 @@ class LocalStore:
                     yield from self._walk(key, prefix, start_after)
             elif key.startswith(prefix) and key > start_after:
                 with suppress(FileNotFoundError):
-                    yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
+                    status = entry.stat(follow_symlinks=False)
+                    yield ObjectInfo(key, status.st_size, status.st_mtime)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove the objects; a missing one is no error."""

@@ -159,7 +159,7 @@ class S3Store:
             self._require_bucket()
             return None
         self._bucket_seen = True
-        return ObjectInfo(key, int(meta["size"]))
+        return ObjectInfo(key, int(meta["size"]), meta["last_modified"].timestamp())
 
     def _require_bucket(self) -> None:
         """An answer without a body does not say which is missing, object or bucket; one listing does."""
@@ -180,7 +180,7 @@ class S3Store:
             if page is None:
                 return
             for meta in page:
-                yield ObjectInfo(str(meta["path"]), int(meta["size"]))
+                yield ObjectInfo(str(meta["path"]), int(meta["size"]), meta["last_modified"].timestamp())
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove the objects; a missing one is no error."""
