@@ -2,23 +2,20 @@
 
 ``DatasetRepository`` is what most callers need; ``StoreBlobs`` stores sets of files that are no dataset (models,
 checkpoints) in the same content-addressed space. ``layout`` says where everything lies, ``pages`` why comparing two
-versions of a large dataset is cheap, ``repository`` why nothing is lost when writers race or die.
+versions of a large dataset is cheap, ``committing`` why nothing is lost when writers race or die.
 """
 
 from deepseek_ops.data.blobs import StoreBlobs
 from deepseek_ops.data.checkout import NothingSelectedError, TargetNotEmptyError, VerifyReport
+from deepseek_ops.data.committing import BranchContendedError, BranchMovedError
 from deepseek_ops.data.folders import ChangedWhileReadError, UnsafeTargetError, UnstorableFileError
 from deepseek_ops.data.layout import UnknownFormatError, UnsafeStoreError, blob_key
+from deepseek_ops.data.naming import InvalidNameError, VersionNotFoundError
+from deepseek_ops.data.packs import Stored
 from deepseek_ops.data.pointer import DatasetPointer, pointer_path, pointer_text, read_pointer
+from deepseek_ops.data.reading import NoSuchFileError
 from deepseek_ops.data.refs import TagMovedError
-from deepseek_ops.data.repository import (
-    BranchContendedError,
-    BranchMovedError,
-    DatasetRepository,
-    InvalidNameError,
-    LogEntry,
-    VersionNotFoundError,
-)
+from deepseek_ops.data.repository import DatasetRepository, LogEntry
 from deepseek_ops.data.snapshot import EmptyDatasetError
 from deepseek_ops.data.split import SplitWeightsError, assign_split
 from deepseek_ops.data.trees import DatasetDiff
@@ -33,9 +30,11 @@ __all__ = [
     "EmptyDatasetError",
     "InvalidNameError",
     "LogEntry",
+    "NoSuchFileError",
     "NothingSelectedError",
     "SplitWeightsError",
     "StoreBlobs",
+    "Stored",
     "TagMovedError",
     "TargetNotEmptyError",
     "UnknownFormatError",

@@ -1,0 +1,137 @@
+"""Commit records, and how one becomes the newest of a branch.
+
+A commit uploads packs, then pages, then the root page, then the commit, and only then adds an entry to the branch's
+log. Until that one create-only put nothing refers to what came before it, so a process killed anywhere leaves nothing
+half-visible, and the next try finds what is already up. Of writers who race for a place in the log exactly one wins;
+the others take the new head as parent of what they have stored and try the next place.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError, PermanentError, TransientError
+from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.records import DatasetVersion, Digest, canonical_json, digest_of
+from deepseek_ops.data.layout import commit_key
+from deepseek_ops.data.naming import VersionNotFoundError
+from deepseek_ops.data.refs import RefEntry, RefLog
+from deepseek_ops.data.trees import Tree
+
+COMMIT_SCHEMA = "dataset-commit/1"
+APPEND_TRIES = 50
+
+CommitBody = dict[str, JsonValue]
+
+
+@dataclass(eq=False)
+class BranchMovedError(PermanentError):
+    """The branch is not where the writer believed it to be."""
+
+    branch: str
+    expected: Digest
+    actual: Digest
+
+    def __str__(self) -> str:
+        return f"{self.branch} is at {self.actual}, not {self.expected}; check it out, redo the change, commit again."
+
+
+@dataclass(eq=False)
+class BranchContendedError(TransientError):
+    """Others won every place in the branch's log."""
+
+    branch: str
+
+    def __str__(self) -> str:
+        return f"{self.branch}: {APPEND_TRIES} other writers were first, one after the other; commit again later."
+
+
+def commit_body(
+    tree: Tree,
+    *,
+    name: str,
+    message: str,
+    author: str,
+    splits: Mapping[str, int] | None = None,
+    lineage: Mapping[str, JsonValue] | None = None,
+) -> CommitBody:
+    """Return the record of a commit of this tree, parents left out."""
+    return {
+        "schema": COMMIT_SCHEMA,
+        "name": name,
+        "tree": tree.digest,
+        "message": message,
+        "author": author,
+        "num_files": tree.num_files,
+        "num_bytes": tree.num_bytes,
+        "splits": dict(splits or {}),
+        "lineage": dict(lineage or {}),
+    }
+
+
+def read_commit(store: ObjectStore, version: str) -> CommitBody:
+    """Return the commit record of a version. Raises VersionNotFoundError, IntegrityError."""
+    key = commit_key(version)
+    try:
+        data = store.get(key)
+    except ObjectNotFoundError:
+        raise VersionNotFoundError(store.uri, version) from None
+    if (actual := digest_of(data)) != version:
+        raise IntegrityError(f"{store.uri}/{key}", version, actual)
+    body: CommitBody = json.loads(data)
+    return body
+
+
+def put_commit(store: ObjectStore, body: Mapping[str, JsonValue], parents: Sequence[Digest]) -> DatasetVersion:
+    """Store a commit record, to which nothing refers yet, and return its version."""
+    full: CommitBody = {**body, "parents": list(parents)}
+    data = canonical_json(full)
+    version = digest_of(data)
+    store.put_blob(commit_key(version), data)
+    return version_of(version, full)
+
+
+def append_commit(
+    store: ObjectStore, log: RefLog, head: RefEntry | None, body: Mapping[str, JsonValue], parent: Digest | None
+) -> DatasetVersion:
+    """Make the commit the newest of the branch and return its version.
+
+    Without ``parent`` whatever others committed meanwhile becomes the parent; with it the branch must be there, or not
+    exist. A commit that says what the head says makes no new version. Raises BranchMovedError, BranchContendedError.
+    """
+    for attempt in range(APPEND_TRIES):
+        if head is not None:
+            there = read_commit(store, head.version)
+            if all(there.get(key) == body[key] for key in ("tree", "lineage", "splits")):
+                return version_of(head.version, there)
+            if parent is not None and head.version != parent:
+                raise BranchMovedError(log.name, parent, head.version)
+        version = put_commit(store, body, [head.version] if head else [parent] if parent else [])
+        if log.append(version.version, after=head) is not None:
+            return version
+        wait_a_little(attempt)
+        head = log.head()
+    raise BranchContendedError(log.name)
+
+
+def wait_a_little(attempt: int) -> None:
+    """Sleep for up to 0.1 s, so that writers who lost one race do not all run the next."""
+    time.sleep(random.uniform(0, 0.01 * min(attempt + 1, 10)))  # noqa: S311
+
+
+def version_of(version: Digest, body: Mapping[str, JsonValue]) -> DatasetVersion:
+    """Return the record of a version from its commit."""
+    kept = {key: body.get(key) for key in ("name", "tree", "num_files", "num_bytes", "splits")}
+    return DatasetVersion.load({"version": version, **kept})
+
+
+def parents_of(body: Mapping[str, JsonValue]) -> list[Digest]:
+    """Return the parents a commit names, the branch it was made on first."""
+    parents = body.get("parents")
+    return [str(parent) for parent in parents] if isinstance(parents, list) else []
