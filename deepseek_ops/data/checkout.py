@@ -7,15 +7,16 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError, PermanentError
-from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.ports import ObjectStore, Progress
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.blobs import StoreBlobs, hash_file
 from deepseek_ops.data.folders import checked_targets, local_error
@@ -23,7 +24,12 @@ from deepseek_ops.data.layout import blob_key
 from deepseek_ops.data.packs import PackRead, Stored, one_by_one, plan_reads, read_packed, stored_files
 from deepseek_ops.data.pages import LOOSE, Entry, PageRef
 from deepseek_ops.data.parallel import in_order, in_parallel
+from deepseek_ops.data.progress import Meter
 from deepseek_ops.data.trees import Tree
+
+Verify = Literal["all", "sample", "none"]
+"""Which files a checkout hashes."""
+SAMPLE_OF = 16
 
 _SPECIAL = re.compile(r"[*?\[]")
 
@@ -75,8 +81,19 @@ def selected(tree: Tree, patterns: Sequence[str] = ()) -> list[Stored]:
     return files
 
 
-def write_folder(store: ObjectStore, files: Sequence[Stored], target: Path, *, workers: int = 8) -> None:
+def write_folder(
+    store: ObjectStore,
+    files: Iterable[Stored],
+    target: Path,
+    *,
+    workers: int = 8,
+    verify: Verify = "all",
+    progress: Progress | None = None,
+) -> None:
     """Write the files as a new folder: it appears complete, with every file verified, or not at all.
+
+    ``verify`` says which files are hashed: ``all`` of them, a random ``sample`` of one in 16, or ``none``; the size of
+    each is checked in any case.
 
     Raises TargetNotEmptyError, UnsafeTargetError, IntegrityError, ObjectNotFoundError, LocalDiskError.
     """
@@ -85,7 +102,8 @@ def write_folder(store: ObjectStore, files: Sequence[Stored], target: Path, *, w
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
             raise TargetNotEmptyError(str(target))
         staging.mkdir(parents=True)
-        _write_files(store, files, staging, workers)
+        _write_files(store, list(files), staging, workers, verification(verify))
+        Meter(progress, "wrote").finish()
         staging.rename(target)
     except OSError as error:
         raise local_error(target, error) from error
@@ -93,23 +111,35 @@ def write_folder(store: ObjectStore, files: Sequence[Stored], target: Path, *, w
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_files(store: ObjectStore, files: Sequence[Stored], folder: Path, workers: int) -> None:
+def _write_files(
+    store: ObjectStore, files: Sequence[Stored], folder: Path, workers: int, check: Callable[[bytes], bool]
+) -> None:
     paths = checked_targets(folder, [file.entry.path for file in files], fresh=True)
     target_of = {file.entry.path: path for file, path in zip(files, paths, strict=True)}
 
     def write_pack(read: PackRead) -> None:
-        for file, content in read_packed(store, read):
+        for file, content in read_packed(store, read, check):
             _write_file(target_of[file.entry.path], content)
 
     def write_loose(file: Stored) -> None:
         path = Path(target_of[file.entry.path])
         store.download(blob_key(file.entry.digest.hex()), path)
+        if not check(file.entry.digest):
+            return
         actual = hash_file(path)[0]
         if actual != file.entry.digest.hex():
             raise IntegrityError(f"{file.entry.path} in {store.uri}", file.entry.digest.hex(), actual)
 
     in_parallel(write_pack, plan_reads(files), workers)
     in_parallel(write_loose, (file for file in files if file.location == LOOSE), workers)
+
+
+def verification(verify: Verify) -> Callable[[bytes], bool]:
+    """Return which files, by digest, are to be hashed. A sample is another one each time."""
+    if verify == "sample":
+        wanted = secrets.randbelow(SAMPLE_OF)
+        return lambda digest: digest[0] % SAMPLE_OF == wanted
+    return lambda digest: verify == "all"
 
 
 def _write_file(path: str, content: memoryview) -> None:
@@ -124,7 +154,7 @@ def _write_file(path: str, content: memoryview) -> None:
         raise local_error(path, error) from error
 
 
-def verify_tree(store: ObjectStore, tree: Tree, *, workers: int = 8) -> VerifyReport:
+def verify_tree(store: ObjectStore, tree: Tree, *, workers: int = 8, progress: Progress | None = None) -> VerifyReport:
     """Read every page and every file of a tree and say what is wrong."""
     blobs = StoreBlobs(store)
 
@@ -139,6 +169,7 @@ def verify_tree(store: ObjectStore, tree: Tree, *, workers: int = 8) -> VerifyRe
         return problems
 
     problems = chain.from_iterable(in_order(check_page, tree.pages, workers))
+    Meter(progress, "verified").finish()
     return VerifyReport(tree.num_files, tree.num_bytes, tuple(problems))
 
 

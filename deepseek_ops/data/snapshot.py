@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ops.core.errors import PermanentError
-from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.ports import ObjectStore, Progress
 from deepseek_ops.data.blobs import StoreBlobs, hash_file
 from deepseek_ops.data.folders import ChangedWhileReadError, LocalFile, local_error, scan_folder
 from deepseek_ops.data.layout import tree_key
@@ -34,6 +34,7 @@ from deepseek_ops.data.pages import (
     tree_digest,
 )
 from deepseek_ops.data.parallel import in_order, in_parallel
+from deepseek_ops.data.progress import Meter
 from deepseek_ops.data.statcache import StatCache
 from deepseek_ops.data.trees import Tree
 
@@ -60,7 +61,13 @@ def no_split(_path: str) -> str:
 
 
 def store_folder(
-    store: ObjectStore, folder: Path, *, parent: Tree, split_of: SplitOf = no_split, workers: int = 8
+    store: ObjectStore,
+    folder: Path,
+    *,
+    parent: Tree,
+    split_of: SplitOf = no_split,
+    workers: int = 8,
+    progress: Progress | None = None,
 ) -> Tree:
     """Store the folder and return its tree. Equal folders give equal trees, whatever their parents and history.
 
@@ -82,6 +89,7 @@ def store_folder(
         locations = {**sender.known, **packs.finish()}
     tree = _put_tree(store, [ref for ref, _ in pages], new, locations, workers)
     cache.save(dict(zip(files, digests, strict=True)), scanned_ns=scanned_ns)
+    Meter(progress, "stored").finish()
     return tree
 
 
