@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from deepseek_ops.core.records import Digest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.records import Digest
 
 
 def blob_key(digest: Digest) -> str:

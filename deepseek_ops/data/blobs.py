@@ -136,6 +136,11 @@ class StoreBlobs:
             seen.update(self._store.get(key, start=start, length=RANGE_BYTES))
         self._check(entry.digest, seen.hexdigest())
 
+    def size_of(self, digest: Digest) -> int | None:
+        """Return the size of the stored object without reading it, or None when there is none."""
+        info = self._store.head(blob_key(digest))
+        return None if info is None else info.size
+
     def _check(self, expected: Digest, actual: Digest) -> None:
         if actual != expected:
             raise IntegrityError(f"{self._store.uri}/{blob_key(expected)}", expected, actual)

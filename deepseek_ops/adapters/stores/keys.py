@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deepseek_ops.core.errors import IntegrityError, PermanentError
-from deepseek_ops.core.records import Digest
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.records import Digest
 
 MAX_KEY_BYTES = 1024
 """S3's limit, in UTF-8."""
