@@ -10,6 +10,8 @@ from deepseek_ops.core.config.alerts import (
     SkipBatchesAction,
     StopTrainingAction,
 )
+from deepseek_ops.core.config.data import Data, PrepareLimits, Split
+from deepseek_ops.core.config.data_checks import ContaminationCheck, DataChecks, EvaluationSet, FieldRule
 from deepseek_ops.core.config.delivery import (
     DatasetSelection,
     Deployment,
@@ -27,7 +29,7 @@ from deepseek_ops.core.config.overrides import parse_override
 from deepseek_ops.core.config.pipeline import PipelineFile
 from deepseek_ops.core.config.reading import InvalidPipelineError, load_pipeline, read_file
 from deepseek_ops.core.config.schema import pipeline_schema
-from deepseek_ops.core.config.setup import Data, Jobs, Setup, Split
+from deepseek_ops.core.config.setup import Jobs, Setup
 from deepseek_ops.core.config.training import Budget, ModelReference, Sweep, Training
 from deepseek_ops.core.config.triggers import (
     DataArrivalTrigger,
@@ -41,12 +43,16 @@ __all__ = [
     "Action",
     "Alert",
     "Budget",
+    "ContaminationCheck",
     "Data",
     "DataArrivalTrigger",
+    "DataChecks",
     "DatasetSelection",
     "Deployment",
     "EmailAction",
+    "EvaluationSet",
     "Experiment",
+    "FieldRule",
     "GitPushTrigger",
     "GitTagTrigger",
     "Hyperparameter",
@@ -57,6 +63,7 @@ __all__ = [
     "ModelReference",
     "PageAction",
     "PipelineFile",
+    "PrepareLimits",
     "ReleaseRules",
     "RewindAction",
     "S3Destination",

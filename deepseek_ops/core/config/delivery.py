@@ -23,8 +23,8 @@ from deepseek_ops.core.config.base import (
     nearest,
     without_repeats,
 )
+from deepseek_ops.core.config.data import SplitName
 from deepseek_ops.core.config.globs import matches_ref
-from deepseek_ops.core.config.setup import SplitName
 from deepseek_ops.core.quantities import parse_duration
 from deepseek_ops.core.records import Name
 

@@ -11,8 +11,9 @@ from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.config.base import Config, Place, Problem, Problems
+from deepseek_ops.core.config.data import Data
 from deepseek_ops.core.config.delivery import Deployment, Experiment, ReleaseRules, Validation
-from deepseek_ops.core.config.setup import Data, Jobs
+from deepseek_ops.core.config.setup import Jobs
 from deepseek_ops.core.config.training import Sweep, Training
 from deepseek_ops.core.config.triggers import GitPushTrigger, GitTagTrigger, Trigger
 from deepseek_ops.core.records import Name

@@ -1,31 +1,17 @@
-"""The environment a run's jobs use, and the data they read."""
+"""The environment a run's jobs use."""
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from deepseek_ops.core.config.base import Config, Matches, Problem, Problems, RepoPath, warn
-from deepseek_ops.core.records import Name
 
 _INSTALL = re.compile(r"(?:python3? -m )?(?:uv )?pip3? install -r (\S+)")
 
 Image = Annotated[str, Matches(r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$", "an image such as nvidia-cuda:13.0-base")]
-CallablePath = Annotated[
-    str,
-    Matches(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", "module:function, such as deepseek.prepare:prepare_data"),
-]
-RawData = Annotated[
-    str,
-    Matches(
-        r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/|$)[^\x00-\x20?#@]*|file:///[^\x00-\x20?#@]*"
-        r"|(?!/)(?!.*(^|/)\.\.?(/|$))(?!.*://)[^\x00-\x1f\\]{1,300})$",
-        "s3://bucket/prefix/, file:///folder/ or a path inside the model repository, without credentials",
-    ),
-]
 
 
 class Cache(Config):
@@ -78,33 +64,3 @@ class Jobs(Config):
     """The jobs a file can shape."""
 
     setup: Setup = Field(default=Setup(), description="The environment of every job.")
-
-
-class Split(Config):
-    """Shares of the records per split; a record's split is decided by its content, so it is stable."""
-
-    train: float = Field(default=0.9, gt=0, le=1, description="Share to train on.")
-    val: float = Field(default=0.05, ge=0, lt=1, description="Share for the loss during training.")
-    test: float = Field(default=0.05, ge=0, lt=1, description="Share that only validation reads.")
-
-    @model_validator(mode="after")
-    def _whole(self) -> Split:
-        total = self.train + self.val + self.test
-        if not math.isclose(total, 1.0, abs_tol=1e-9):
-            remedy = "Make train + val + test equal 1."
-            raise Problems((Problem((), f"the shares sum to {total:g}.", remedy),))
-        return self
-
-
-class Data(Config):
-    """Where the data comes from and what it becomes."""
-
-    raw: RawData | None = Field(default=None, description="Raw data: a URI, or a path in the repository.")
-    prepare: CallablePath | None = Field(
-        default=None, description="module:function of the model repository, raw -> processed; none = taken as it is."
-    )
-    dataset: Name = Field(default="deepseek", description="Name in the dataset store; the pipeline's name by default.")
-    split: Split = Field(default=Split(), description="Shares per split.")
-
-
-SplitName = Literal["train", "val", "test"]
