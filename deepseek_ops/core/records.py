@@ -12,8 +12,6 @@ One retraining run passes these on, each as plain JSON (``dump``/``load``)::
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -21,26 +19,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, field_validator
 
+from deepseek_ops.core.digests import Digest as Digest  # noqa: PLC0414  (re-exported)
+from deepseek_ops.core.digests import canonical_json as canonical_json  # noqa: PLC0414  (re-exported)
+from deepseek_ops.core.digests import digest_of as digest_of  # noqa: PLC0414  (re-exported)
 from deepseek_ops.core.errors import InvalidRecordError
 
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-"""SHA-256 in lower-case hex, the id of bytes everywhere: Git LFS oid, S3 checksum and object key agree on it."""
 CommitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A name that is safe as a path segment, an object key segment and a Git ref segment."""
 SemVer = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
 
 _REF = re.compile(r"^refs/(heads|tags)/[^\x00-\x20~^:?*\[\\]+$")
-
-
-def canonical_json(value: JsonValue) -> bytes:
-    """Return ``value`` as UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def digest_of(data: bytes) -> Digest:
-    """Return the SHA-256 of ``data`` in hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 class Record(BaseModel):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
-from deepseek_ops.core.config import PipelineFile
 from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
-from deepseek_ops.pipeline.accounts import account_job
-from deepseek_ops.pipeline.once import remember, remembered
-from deepseek_ops.pipeline.runs import RunPlan, config_of
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.config import PipelineFile
+    from deepseek_ops.core.jobs import JobSpec, JobStatus
+    from deepseek_ops.pipeline.runs import RunPlan
 
 
 class DeepSeekOpsOperator(BaseOperator):
@@ -67,6 +67,9 @@ class DeepSeekOpsOperator(BaseOperator):
 
     def conclude(self, job: JobSpec, status: JobStatus, context: Context) -> dict[str, JsonValue]:
         """Account a settled job and return its result. Raises the error that its end means."""
+        from deepseek_ops.core.jobs import JobPhase
+        from deepseek_ops.pipeline.accounts import account_job
+
         account_job(self.facts, status, run=str(context["run_id"]), device=self.launcher_hook.device)
         if status.phase is JobPhase.SUCCEEDED:
             result: dict[str, JsonValue] = self.launcher.result(job.name)
@@ -79,6 +82,8 @@ class DeepSeekOpsOperator(BaseOperator):
 
     def config(self, run: RunPlan) -> PipelineFile:
         """Return the pipeline file of the run's commit, with the run's overrides."""
+        from deepseek_ops.pipeline.runs import config_of
+
         return config_of(self.store_hook.blobs, run.manifest)
 
 
@@ -101,6 +106,8 @@ class JobOperator(DeepSeekOpsOperator):
         """Look at the job once per poll; subclasses may stop it."""
 
     def execute(self, context: Context) -> Any:
+        from deepseek_ops.pipeline.once import remember, remembered
+
         self._stop = threading.Event()
         job = self.job(context)
         known = remembered(self.facts, job)

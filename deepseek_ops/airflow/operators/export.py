@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import JobOperator, as_object
-from deepseek_ops.core.jobs import JobSpec
-from deepseek_ops.core.records import Checkpoint, DatasetVersion, ExportedModel
-from deepseek_ops.pipeline.exports import export_job, sample_texts
-from deepseek_ops.pipeline.runs import RunPlan
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobSpec
 
 
 class ExportModelOperator(JobOperator):
@@ -35,12 +34,18 @@ class ExportModelOperator(JobOperator):
         self.format = format
 
     def job(self, context: Context) -> JobSpec:
+        from deepseek_ops.core.records import Checkpoint, DatasetVersion
+        from deepseek_ops.pipeline.exports import export_job, sample_texts
+        from deepseek_ops.pipeline.runs import RunPlan
+
         run = RunPlan.load(as_object(self.run))
         texts = sample_texts(self.store_hook.datasets, DatasetVersion.load(as_object(self.dataset)))
         model = Checkpoint.load(as_object(self.checkpoint)).model
         return export_job(run, model=model, format_name=str(self.format), texts=texts)
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import ExportedModel
+
         exported = ExportedModel.load(result)
         parity = exported.parity
         found = (

@@ -9,7 +9,6 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator
-from deepseek_ops.pipeline.housekeeping import settle_jobs, verify_registries
 
 
 class SettleJobsOperator(DeepSeekOpsOperator):
@@ -26,6 +25,8 @@ class SettleJobsOperator(DeepSeekOpsOperator):
         self.keep_days = keep_days
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.housekeeping import settle_jobs
+
         report = settle_jobs(
             self.launcher, self.facts, keep_days=float(self.keep_days), run=str(context["run_id"]), say=self.log.info
         )
@@ -39,6 +40,8 @@ class VerifyRegistryOperator(DeepSeekOpsOperator):
     """
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.housekeeping import verify_registries
+
         return verify_registries(self.store_hook, self.facts, say=self.log.info).dump()
 
 

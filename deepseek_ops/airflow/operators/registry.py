@@ -9,17 +9,6 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
-from deepseek_ops.core.records import (
-    Checkpoint,
-    DatasetVersion,
-    Evaluation,
-    ExportedModel,
-    ModelVersion,
-    TrainingPlan,
-)
-from deepseek_ops.pipeline.registration import register_run, registry_of
-from deepseek_ops.pipeline.releases import record_experiment
-from deepseek_ops.pipeline.runs import RunPlan
 
 
 class RegisterModelOperator(DeepSeekOpsOperator):
@@ -53,6 +42,10 @@ class RegisterModelOperator(DeepSeekOpsOperator):
         self.exports = exports
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import Checkpoint, DatasetVersion, Evaluation, ExportedModel
+        from deepseek_ops.pipeline.registration import register_run, registry_of
+        from deepseek_ops.pipeline.runs import RunPlan
+
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
         version = register_run(
@@ -105,6 +98,9 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         self.version = version
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import Checkpoint, DatasetVersion, ModelVersion, TrainingPlan
+        from deepseek_ops.pipeline.releases import record_experiment
+
         dag_run: Any = context["dag_run"]
         recorded = record_experiment(
             self.git,

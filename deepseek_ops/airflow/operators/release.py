@@ -11,10 +11,6 @@ from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, StoreHook
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
-from deepseek_ops.core.records import ModelVersion
-from deepseek_ops.pipeline.registration import find_version
-from deepseek_ops.pipeline.releases import create_release
-from deepseek_ops.pipeline.runs import RunPlan, config_of, releases_from
 
 
 class ReleaseWantedOperator(DeepSeekOpsOperator):
@@ -33,6 +29,8 @@ class ReleaseWantedOperator(DeepSeekOpsOperator):
 
     def execute(self, context: Context) -> bool:
         from airflow.sdk.exceptions import AirflowSkipException
+
+        from deepseek_ops.pipeline.runs import RunPlan, releases_from
 
         run = RunPlan.load(as_object(self.run))
         if not releases_from(self.config(run), run.manifest.source):
@@ -56,6 +54,8 @@ class LoadModelVersionOperator(DeepSeekOpsOperator):
         self.version = version
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.registration import find_version
+
         _, found = find_version(self.store_hook, self.facts, name=self.model, version=self.version)
         self.log.info("%s %s, bundle %s, verified", found.name, found.version, found.bundle[:12])
         return found.dump()
@@ -87,6 +87,9 @@ class ApprovalNeededOperator(BaseBranchOperator):
         self.store_conn_id = store_conn_id
 
     def choose_branch(self, context: Context) -> str:
+        from deepseek_ops.core.records import ModelVersion
+        from deepseek_ops.pipeline.runs import config_of
+
         version = ModelVersion.load(as_object(self.version))
         config = config_of(StoreHook(self.store_conn_id).blobs, version.manifest)
         needed = config.release.approval == "required"
@@ -112,6 +115,9 @@ class CreateReleaseOperator(DeepSeekOpsOperator):
         self.approval = approval
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import ModelVersion
+        from deepseek_ops.pipeline.releases import create_release
+
         answer = self.approval if isinstance(self.approval, dict) else {}
         person: Any = answer.get("responded_by_user") or {}
         release = create_release(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import GatewayHook
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
-from deepseek_ops.core.records import Deployment, ModelVersion, Rollout
-from deepseek_ops.pipeline.deployments import Delivery, RolledBackError, Serving
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.records import Deployment
+    from deepseek_ops.pipeline.deployments import Delivery
 
 
 class DeliveryOperator(DeepSeekOpsOperator):
@@ -31,6 +33,9 @@ class DeliveryOperator(DeepSeekOpsOperator):
 
     def delivery(self, context: Context) -> Delivery:
         """Return the version on its way, with every port it needs."""
+        from deepseek_ops.core.records import ModelVersion
+        from deepseek_ops.pipeline.deployments import Delivery
+
         version = ModelVersion.load(as_object(self.version))
         return Delivery(
             version=version,
@@ -70,6 +75,8 @@ class RollOutOperator(DeliveryOperator):
         self.poll_interval = poll_interval
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.deployments import RolledBackError, Serving
+
         candidate = Serving.load(as_object(self.candidate))
         rollout = self.delivery(context).roll_out(candidate, poll_seconds=self.poll_interval.total_seconds())
         if rollout.phase == "rolled_back":
@@ -91,6 +98,8 @@ class PromoteOperator(DeliveryOperator):
         self.rollout = rollout
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import Rollout
+
         deployment: Deployment = self.delivery(context).promote(Rollout.load(as_object(self.rollout)))
         self.log.info("%s %s answers at %s", deployment.endpoint, deployment.version, deployment.url)
         return deployment.dump()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.python import ShortCircuitOperator
 from airflow.sdk import Context
@@ -12,10 +12,9 @@ from pydantic import JsonValue
 
 from deepseek_ops.airflow.assets import MODEL_REPOSITORY
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
-from deepseek_ops.core.records import GitRef
-from deepseek_ops.pipeline.pushes import Source, claim, pushes_of, resolve, take
-from deepseek_ops.pipeline.registration import resolve_base
-from deepseek_ops.pipeline.runs import RunPlan, explain, plan_run
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.records import GitRef
 
 
 class ResolveSourceOperator(DeepSeekOpsOperator):
@@ -36,6 +35,8 @@ class ResolveSourceOperator(DeepSeekOpsOperator):
         self.default_ref = default_ref
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.pushes import Source, claim, pushes_of, resolve, take
+
         params: Any = context["params"]
         run_id = str(context["run_id"])
         if params.get("ref"):
@@ -65,6 +66,8 @@ class OtherPushesOperator(DeepSeekOpsOperator):
         self.source = source
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
+        from deepseek_ops.pipeline.pushes import Source
+
         params: Any = context["params"]
         return [
             {
@@ -89,6 +92,10 @@ class PlanRunOperator(DeepSeekOpsOperator):
         self.source = source
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.pushes import Source
+        from deepseek_ops.pipeline.registration import resolve_base
+        from deepseek_ops.pipeline.runs import explain, plan_run
+
         params: Any = context["params"]
         ref: GitRef = Source.load(as_object(self.source)).ref
         run = plan_run(
@@ -122,6 +129,8 @@ class ProceedOperator(ShortCircuitOperator):
         self.run = run
 
     def execute(self, context: Context) -> Any:
+        from deepseek_ops.pipeline.runs import RunPlan
+
         self.op_args = (RunPlan.load(as_object(self.run)).dry_run,)
         return super().execute(context)
 

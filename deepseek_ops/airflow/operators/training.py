@@ -5,19 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import Context, ResumableJobMixin
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
-from deepseek_ops.core.records import Checkpoint, DatasetVersion, TrainingPlan, Trial
-from deepseek_ops.pipeline.once import remember, remembered
-from deepseek_ops.pipeline.runs import RunPlan
-from deepseek_ops.pipeline.sweeps import best_trial, study_of
-from deepseek_ops.pipeline.trainings import model_config, training_job, training_plan
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobSpec
 
 
 class PlanTrainingOperator(DeepSeekOpsOperator):
@@ -38,6 +35,11 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
         self.trials = trials
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import DatasetVersion, Trial
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.sweeps import best_trial, study_of
+        from deepseek_ops.pipeline.trainings import model_config, training_plan
+
         run = RunPlan.load(as_object(self.run))
         dataset = DatasetVersion.load(as_object(self.dataset))
         config = self.config(run)
@@ -74,6 +76,9 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         self.poll_seconds = poll_seconds
 
     def execute(self, context: Context) -> Any:
+        from deepseek_ops.core.records import Checkpoint
+        from deepseek_ops.pipeline.once import remembered
+
         self._stop = threading.Event()
         job = self._job()
         known = remembered(self.facts, job)
@@ -93,9 +98,13 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         return "unknown" if status is None else str(status.phase)
 
     def is_job_active(self, status: str) -> bool:
+        from deepseek_ops.core.jobs import JobPhase
+
         return status == JobPhase.RUNNING
 
     def is_job_succeeded(self, status: str) -> bool:
+        from deepseek_ops.core.jobs import JobPhase
+
         return status == JobPhase.SUCCEEDED
 
     def poll_until_complete(self, external_id: JsonValue, context: Context) -> NoReturn:
@@ -117,6 +126,10 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         return self.execute_complete(context, None if status is None else status.dump())
 
     def execute_complete(self, context: Context, event: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
+        from deepseek_ops.core.jobs import JobPhase, JobStatus
+        from deepseek_ops.core.records import Checkpoint
+        from deepseek_ops.pipeline.once import remember
+
         job = self._job()
         status = self.launcher.status(job.name) if event is None else JobStatus.load(event)
         if status is None or not status.settled:
@@ -130,6 +143,10 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         return checkpoint.dump()
 
     def _job(self) -> JobSpec:
+        from deepseek_ops.core.records import TrainingPlan
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.trainings import training_job
+
         run = RunPlan.load(as_object(self.run))
         plan = TrainingPlan.load(as_object(self.plan))
         return training_job(self.config(run), run, plan, device=self.launcher_hook.device)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
 from deepseek_ops.core.errors import JobFailedError, JobStoppedError
-from deepseek_ops.core.jobs import JobSpec, JobStatus
-from deepseek_ops.core.records import Checkpoint, DatasetVersion, Trial
-from deepseek_ops.pipeline.runs import RunPlan
-from deepseek_ops.pipeline.sweeps import Study, draw, settle, study_of, trial_job, trial_plan, trials_of
-from deepseek_ops.pipeline.trainings import model_config, training_job_name
-from deepseek_ops.pipeline.trials import diverged, objective, trial_curve
-from deepseek_ops.tuning import should_prune
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobSpec, JobStatus
+    from deepseek_ops.core.records import Trial
+    from deepseek_ops.pipeline.sweeps import Study
 
 
 class PlanSweepOperator(DeepSeekOpsOperator):
@@ -34,6 +32,11 @@ class PlanSweepOperator(DeepSeekOpsOperator):
         self.dataset = dataset
 
     def execute(self, context: Context) -> list[int]:
+        from deepseek_ops.core.records import DatasetVersion
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.sweeps import study_of, trials_of
+        from deepseek_ops.pipeline.trainings import model_config
+
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
         if not config.training.searched:
@@ -63,6 +66,11 @@ class RunTrialOperator(JobOperator):
         self.number = number
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import DatasetVersion
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.sweeps import draw, settle, study_of, trial_plan
+        from deepseek_ops.pipeline.trainings import model_config
+
         run = RunPlan.load(as_object(self.run))
         dataset = DatasetVersion.load(as_object(self.dataset))
         self._config = self.config(run)
@@ -84,6 +92,8 @@ class RunTrialOperator(JobOperator):
 
     def _ended(self, error: JobStoppedError | JobFailedError) -> Trial:
         """Return the trial that did not finish: pruned by us, diverged, or failed; a person's stop is raised again."""
+        from deepseek_ops.pipeline.trials import diverged
+
         if self._pruned:
             return self._trial.evolve(state="pruned", objective=self._trial.curve[-1][1])
         if diverged(self._events()):
@@ -93,9 +103,15 @@ class RunTrialOperator(JobOperator):
         return self._trial.evolve(state="failed")
 
     def job(self, context: Context) -> JobSpec:
+        from deepseek_ops.pipeline.sweeps import trial_job
+
         return trial_job(self._plan)
 
     def watch(self, job: JobSpec, status: JobStatus) -> None:
+        from deepseek_ops.pipeline.sweeps import trials_of
+        from deepseek_ops.pipeline.trials import trial_curve
+        from deepseek_ops.tuning import should_prune
+
         curve = trial_curve(self._events(), metric=self._config.sweep.metric)
         if len(curve) <= len(self._trial.curve) or self._pruned:
             return
@@ -106,10 +122,15 @@ class RunTrialOperator(JobOperator):
             self.launcher.stop(job.name, f"pruned by {self._config.sweep.pruner} at step {curve[-1][0]}")
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> Trial:
+        from deepseek_ops.core.records import Checkpoint
+        from deepseek_ops.pipeline.trials import objective, trial_curve
+
         value = objective(Checkpoint.load(result), metric=self._config.sweep.metric)
         curve = trial_curve(self._events(), metric=self._config.sweep.metric) or self._trial.curve
         return self._trial.evolve(state="complete", objective=value, curve=curve, reused=reused)
 
     def _events(self) -> list[dict[str, JsonValue]]:
+        from deepseek_ops.pipeline.trainings import training_job_name
+
         found: list[dict[str, JsonValue]] = self.launcher.events(training_job_name(self._plan))
         return found

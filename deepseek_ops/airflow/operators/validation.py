@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
-from deepseek_ops.core.jobs import JobSpec
-from deepseek_ops.core.records import Checkpoint, DatasetVersion, Evaluation, Verdict
-from deepseek_ops.pipeline.evaluations import GateFailedError, champion_of, evaluation_job, judge_stage, stages_of
-from deepseek_ops.pipeline.once import remember, remembered
-from deepseek_ops.pipeline.runs import RunPlan
-from deepseek_ops.pipeline.trainings import model_config
-from deepseek_ops.validation import StagePlan
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobSpec
 
 
 class PlanValidationOperator(DeepSeekOpsOperator):
@@ -31,6 +27,9 @@ class PlanValidationOperator(DeepSeekOpsOperator):
         self.run = run
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
+        from deepseek_ops.pipeline.evaluations import stages_of
+        from deepseek_ops.pipeline.runs import RunPlan
+
         return [stage.dump() for stage in stages_of(self.config(RunPlan.load(as_object(self.run))))]
 
 
@@ -54,9 +53,18 @@ class EvaluateOperator(JobOperator):
         self.stage = stage
 
     def job(self, context: Context) -> JobSpec:
+        from deepseek_ops.core.records import Checkpoint
+
         return self._job(Checkpoint.load(as_object(self.checkpoint)).model)
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.core.records import Checkpoint
+        from deepseek_ops.pipeline.evaluations import champion_of, judge_stage
+        from deepseek_ops.pipeline.once import remember, remembered
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.trainings import model_config
+        from deepseek_ops.validation import StagePlan
+
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
         stage = StagePlan.load(as_object(self.stage))
@@ -82,6 +90,11 @@ class EvaluateOperator(JobOperator):
         return evaluation.dump()
 
     def _job(self, model: Any) -> JobSpec:
+        from deepseek_ops.core.records import DatasetVersion
+        from deepseek_ops.pipeline.evaluations import evaluation_job
+        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.validation import StagePlan
+
         run = RunPlan.load(as_object(self.run))
         dataset = DatasetVersion.load(as_object(self.dataset))
         return evaluation_job(run, dataset, model=model, stage=StagePlan.load(as_object(self.stage)))
@@ -105,6 +118,10 @@ class RequirePassOperator(DeepSeekOpsOperator):
         self.evaluations = evaluations
 
     def execute(self, context: Context) -> list[str]:
+        from deepseek_ops.core.records import Evaluation, Verdict
+        from deepseek_ops.pipeline.evaluations import GateFailedError
+        from deepseek_ops.pipeline.runs import RunPlan
+
         found = [Evaluation.load(evaluation) for evaluation in self.evaluations if evaluation]
         short = [evaluation for evaluation in found if evaluation.verdict is not Verdict.PASS]
         if short:

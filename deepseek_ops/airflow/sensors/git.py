@@ -12,7 +12,6 @@ from pydantic import JsonValue
 from deepseek_ops.airflow.hooks import GitRemoteHook
 from deepseek_ops.airflow.sensors.waiting import WaitSensor
 from deepseek_ops.airflow.triggers.git import GitRefTrigger
-from deepseek_ops.core.records import GitRef
 
 
 class GitRefSensor(WaitSensor):
@@ -79,6 +78,7 @@ class GitRefSensor(WaitSensor):
     def _look(self, known: Mapping[str, str]) -> dict[str, JsonValue] | None:
         """Return the first watched ref that moved and is wanted."""
         from deepseek_ops.airflow.triggers.wanted import is_wanted
+        from deepseek_ops.core.records import GitRef
 
         remote = GitRemoteHook(self.git_conn_id).remote
         for name, commit in sorted(remote.refs(tuple(self.refs)).items()):

@@ -13,10 +13,10 @@ from airflow.triggers.base import TriggerEvent
 from deepseek_ops.airflow.hooks import GitRemoteHook
 from deepseek_ops.airflow.triggers.watching import Memory, OnStart, WatchTrigger, pause_after
 from deepseek_ops.core.errors import DeepSeekOpsError
-from deepseek_ops.core.records import GitRef
 
 if TYPE_CHECKING:
     from deepseek_ops.adapters.git import GitRepository
+    from deepseek_ops.core.records import GitRef
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,8 @@ class _Watch:
 
     def moved(self, url: str, there: Mapping[str, str]) -> list[GitRef]:
         """Return the refs that are new or elsewhere. A deleted one is forgotten: if it comes back, it is new."""
+        from deepseek_ops.core.records import GitRef
+
         self.seen = {name: commit for name, commit in self.seen.items() if name in there}
         return [
             GitRef(repository=url, name=name, commit=commit, previous=self.seen.get(name))
@@ -202,6 +204,8 @@ def _open(git_conn_id: str) -> GitRepository:
 
 
 def _is_record(url: str, name: str, commit: str) -> bool:
+    from deepseek_ops.core.records import GitRef
+
     try:
         GitRef(repository=url, name=name, commit=commit)
     except ValueError:

@@ -13,9 +13,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from deepseek_ops.airflow.hooks import LauncherHook
 from deepseek_ops.airflow.triggers.watching import pause_after
 from deepseek_ops.core.errors import PermanentError
-from deepseek_ops.core.jobs import JobPhase, JobStatus
 
 if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobStatus
     from deepseek_ops.core.ports import Launcher
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class TrainingJobTrigger(BaseTrigger):
         await asyncio.to_thread(self._stop, "its task was stopped in Airflow while it waited")
 
     def _look(self, launcher: Launcher) -> JobStatus:
+        from deepseek_ops.core.jobs import JobPhase, JobStatus
+
         status = launcher.status(self.job_name)
         if status is None:
             return JobStatus(

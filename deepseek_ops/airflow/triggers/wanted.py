@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deepseek_ops.core.config import PipelineFile, load_pipeline
-from deepseek_ops.core.config.globs import matches_paths
-from deepseek_ops.core.config.triggers import GitPushTrigger, GitTagTrigger
 from deepseek_ops.core.errors import GitAccessError, PermanentError, RefNotFoundError
-from deepseek_ops.core.records import GitRef
 
 if TYPE_CHECKING:
     from deepseek_ops.adapters.git import GitRepository
+    from deepseek_ops.core.config import PipelineFile
+    from deepseek_ops.core.records import GitRef
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +37,15 @@ class Change:
 
     def touches(self, globs: Sequence[str]) -> bool:
         """Return whether a changed path matches; no globs match anything."""
+        from deepseek_ops.core.config.globs import matches_paths
+
         return not globs or (not self.nothing_new and matches_paths(globs, self.paths))
 
 
 def is_wanted(remote: GitRepository, ref: GitRef, *, paths: Sequence[str], pipeline_file: str) -> bool:
     """Return whether the moved ref passes the filters. Blocking; raises the port's errors when it cannot tell."""
+    from deepseek_ops.core.config import load_pipeline
+
     if not paths and not pipeline_file:
         return True
     tag = ref.name.startswith("refs/tags/")
@@ -65,6 +67,8 @@ def is_wanted(remote: GitRepository, ref: GitRef, *, paths: Sequence[str], pipel
 
 def asks_for(pipeline: PipelineFile, ref: GitRef, change: Change) -> bool:
     """Return whether one of the pipeline's Git triggers wants the ref."""
+    from deepseek_ops.core.config.triggers import GitPushTrigger, GitTagTrigger
+
     for trigger in pipeline.triggers:
         if isinstance(trigger, GitTagTrigger) and ref.name.startswith("refs/tags/"):
             if trigger.wants(ref.short):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from airflow.triggers.base import BaseEventTrigger
 from pydantic import JsonValue
 
-from deepseek_ops.core.records import canonical_json, digest_of
+from deepseek_ops.core.digests import canonical_json, digest_of
 
 OnStart = Literal["skip", "announce"]
 
