@@ -42,6 +42,27 @@ def read_source(source: Path, part_bytes: int) -> Iterator[bytes]:
         raise disk_error(source, error) from error
 
 
+def reserve(handle: int, size: int, target: Path) -> None:
+    """Make the file so large, with room on the disk. Raises LocalDiskError for ``target``."""
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in DISK_ERRNOS:
+            raise disk_error(target, error) from error
+        os.ftruncate(handle, size)  # the file system cannot reserve
+
+
+def write_at(handle: int, data: bytes, offset: int, target: Path) -> None:
+    """Write all of ``data`` at ``offset``. Raises LocalDiskError for ``target``."""
+    view = memoryview(data)
+    try:
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise disk_error(target, error) from error
+
+
 class PartialFile:
     """A file under a temporary name beside ``target``; ``commit`` gives it its name, leaving without removes it."""
 
@@ -68,22 +89,11 @@ class PartialFile:
 
     def reserve(self, size: int) -> None:
         """Take the room now: a full disk shows before the transfer, not after most of it."""
-        try:
-            os.posix_fallocate(self._handle, 0, size)
-        except OSError as error:
-            if error.errno in DISK_ERRNOS:
-                raise disk_error(self._target, error) from error
-            os.ftruncate(self._handle, size)  # the file system cannot reserve
+        reserve(self._handle, size, self._target)
 
     def write_at(self, data: bytes, offset: int) -> None:
         """Write all of ``data`` at ``offset``; threads may write different parts at once."""
-        view = memoryview(data)
-        try:
-            while view:
-                written = os.pwrite(self._handle, view, offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            raise disk_error(self._target, error) from error
+        write_at(self._handle, data, offset, self._target)
 
     def commit(self, size: int) -> None:
         """Give the file its name. Raises StoreUnavailableError when it has not got its ``size`` bytes."""

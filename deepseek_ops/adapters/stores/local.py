@@ -1,13 +1,16 @@
 """Objects as files below a folder, with the promises of S3: whole or absent, create-only, listed in key order.
 
-A new object is written under ``.tmp/``, flushed to the disk, and linked to its name; a hard link fails when the name
-is taken, so of many writers one wins, also over NFS. Every object is flushed because a ref must not outlive what it
-names when the machine loses power.
+A new object is written under ``.tmp/`` and linked to its name; a hard link fails when the name is taken, so of many
+writers one wins, also over NFS. A ref must not outlive what it names when the machine loses power: ``create``, which
+makes refs, first flushes its own bytes and every blob that this process has put or been told of since the last time.
+Blobs that no ref followed may be cut by a power loss (file systems grow a file only after its bytes are down); their
+key says their digest, a reader finds out, and the next put of a cut one writes it again.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -15,8 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import finalize
 
 from deepseek_ops.adapters.stores.disk import DISK_ERRNOS, PartialFile, disk_error, read_source, source_size
+from deepseek_ops.adapters.stores.flushing import Flusher, flush_folder
 from deepseek_ops.adapters.stores.keys import RESERVED, InvalidKeyError, NamedDigestCheck, checked_key, checked_prefix
 from deepseek_ops.core.errors import (
     ObjectExistsError,
@@ -29,6 +34,9 @@ from deepseek_ops.core.ports import ObjectInfo
 COPY_BYTES = 1 << 20
 STALE_SECONDS = 24 * 3600.0
 """An unfinished file older than this belongs to a writer that was killed."""
+UNFLUSHED_SECONDS = 600.0
+"""The kernel brings down by itself what is older: it waits half a minute."""
+_log = logging.getLogger(__name__)
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -39,6 +47,8 @@ class LocalStore:
         self.folder = folder.absolute()
         self.uri = self.folder.as_uri()
         self._swept = False
+        self._flusher = Flusher(self.folder)
+        finalize(self, _flushed_at_last, self._flusher)
 
     def __repr__(self) -> str:
         return f"LocalStore({self.uri!r})"
@@ -51,18 +61,25 @@ class LocalStore:
         if target.exists():  # spares a flush; the link decides
             raise ObjectExistsError(f"{self.uri}/{key}")
         with self._written(key, data) as temporary:
-            self._place(_link, temporary, target)
+            self._flusher.barrier(temporary)
+            folders = self._place(_link, temporary, target)
+            for folder in folders:
+                flush_folder(folder)
 
     def put_blob(self, key: str, source: bytes | Path) -> None:
-        """Store content-addressed bytes. Raises IntegrityError when a file no longer has the digest in its key."""
+        """Store content-addressed bytes. Raises IntegrityError when a file no longer has the digest in its key.
+
+        They are flushed to the disk by the next ``create`` of this process, not here.
+        """
         target = self._path(key)
         size = source_size(source)
         with suppress(OSError):
             if target.stat().st_size == size:
                 os.utime(target)  # as a second upload would: what somebody has just stored is not old
+                self._flusher.add(target, 0)  # who wrote it may not have flushed it yet
                 return
         with self._written(key, source) as temporary:
-            self._place(os.replace, temporary, target)
+            self._flusher.add(target, size, self._place(os.replace, temporary, target))
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Return the object, or what there is of ``length`` bytes from ``start`` (nothing beyond its end)."""
@@ -90,7 +107,11 @@ class LocalStore:
         try:
             with self._translated(key):
                 status = path.stat()
-                return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key, status.st_size, status.st_mtime)
+                if stat.S_ISDIR(status.st_mode):
+                    return None
+                if time.time() - status.st_mtime < UNFLUSHED_SECONDS:
+                    self._flusher.add(path, 0)  # the caller may name it instead of putting it
+                return ObjectInfo(key, status.st_size, status.st_mtime)
         except ObjectNotFoundError:
             return None
 
@@ -130,12 +151,17 @@ class LocalStore:
             with suppress(ObjectNotFoundError), self._translated(key):
                 path.unlink()
 
+    def flush(self) -> None:
+        """Bring what this process has put to the disk now: for those who name it elsewhere than in this store."""
+        with self._translated("", writing=True):
+            self._flusher.barrier()
+
     def _path(self, key: str) -> Path:
         return self.folder / checked_key(key)
 
     @contextmanager
     def _written(self, key: str, source: bytes | Path) -> Iterator[Path]:
-        """Give the path of a flushed, nameless copy of ``source``; what is left of it goes when the block ends."""
+        """Give the path of a nameless copy of ``source``; what is left of it goes when the block ends."""
         temporary = self.folder / RESERVED / f"{os.getpid()}-{secrets.token_hex(8)}"
         with self._translated(key, writing=True):
             temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +169,6 @@ class LocalStore:
             try:
                 with temporary.open("xb", buffering=0) as file:
                     _fill(file.fileno(), key, source)
-                    os.fsync(file.fileno())
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
@@ -158,15 +183,14 @@ class LocalStore:
                 if path.stat().st_mtime < oldest:
                     path.unlink()
 
-    def _place(self, move: Callable[[Path, Path], None], temporary: Path, target: Path) -> None:
-        """Give a written file its name, and flush the folders that learn a new entry by it."""
+    def _place(self, move: Callable[[Path, Path], None], temporary: Path, target: Path) -> Sequence[Path]:
+        """Give a written file its name; return the folders that learn a new entry by it, still to be flushed."""
         folders = [target.parent]
         if not target.parent.is_dir():
             folders += [folder for folder in target.parents if self.folder in (folder, *folder.parents)]
             target.parent.mkdir(parents=True, exist_ok=True)
         move(temporary, target)
-        for folder in folders:
-            _flush_folder(folder)
+        return folders
 
     @contextmanager
     def _translated(self, key: str, *, writing: bool = False) -> Iterator[None]:
@@ -212,10 +236,11 @@ def _link(temporary: Path, target: Path) -> None:
         raise
 
 
-def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):  # some file systems do not flush folders; the object's own flush stands
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _flushed_at_last(flusher: Flusher) -> None:
+    """When the store is let go, at the latest when the process ends, what it put gets to the disk."""
+    try:
+        flusher.barrier()
+    except FileNotFoundError:
+        return  # the whole folder is gone
+    except OSError as error:
+        _log.warning("what was put last may be lost if the power fails now: %s", error.strerror)

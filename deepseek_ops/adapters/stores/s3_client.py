@@ -1,35 +1,18 @@
-"""The obstore client of one bucket, and what its failures mean."""
+"""The obstore client of one S3 bucket."""
 
 from __future__ import annotations
 
-import errno
 import ipaddress
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
 from obstore.store import S3Store as Client
 
-from deepseek_ops.adapters.stores.keys import InvalidKeyError
+from deepseek_ops.adapters.stores.s3_requests import S3Place
 from deepseek_ops.adapters.stores.uris import StoreUri, StoreUriError
-from deepseek_ops.core.errors import (
-    DeepSeekOpsError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StoreAccessError,
-    StoreUnavailableError,
-)
+from deepseek_ops.core.errors import StoreAccessError
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -41,10 +24,6 @@ REQUEST_SECONDS = 600
 RETRIES = 3
 RETRY_SECONDS = 8
 """No retry begins later than this: a server that is down must show in about ten seconds, not in minutes."""
-
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
-_ACCESS_STATUS = (301, 307, 400, 401, 403, 405)
 
 
 def connect(uri: StoreUri, credentials: Mapping[str, str], *, with_prefix: bool = True) -> Client:
@@ -80,6 +59,20 @@ def connect(uri: StoreUri, credentials: Mapping[str, str], *, with_prefix: bool 
             },
         },
         credential_provider=provider,
+    )
+
+
+def signing_place(uri: StoreUri, credentials: Mapping[str, str]) -> S3Place | None:
+    """Return where and with which keys requests are signed by us; None when only the machine's own role is known."""
+    key, secret = credentials.get("AWS_ACCESS_KEY_ID"), credentials.get("AWS_SECRET_ACCESS_KEY")
+    if not key or not secret:
+        return None
+    endpoint = credentials.get("AWS_ENDPOINT_URL", "")
+    region = credentials.get("AWS_REGION", "us-east-1")
+    base = _checked_endpoint(uri, endpoint) if endpoint else _aws_endpoint(uri.bucket, region)
+    in_host = not endpoint and "." not in uri.bucket
+    return S3Place(
+        base if in_host else f"{base}/{uri.bucket}", region, key, secret, credentials.get("AWS_SESSION_TOKEN", "")
     )
 
 
@@ -122,62 +115,3 @@ def _provider(uri: StoreUri, credentials: Mapping[str, str]) -> Callable[[], S3C
         "expires_at": None,
     }
     return lambda: fixed
-
-
-@contextmanager
-def translated(store: str, key: str) -> Iterator[None]:
-    """Turn obstore's errors inside the block into those the port names; the new message has no header and no key."""
-    try:
-        yield
-    except (BaseError, OSError, ValueError) as error:
-        raise explained(error, store, key) from error
-
-
-def explained(error: Exception, store: str, key: str) -> DeepSeekOpsError:
-    """Return what an obstore error means for the object ``key`` of ``store``."""
-    text = str(error)
-    status, code = status_of(text), code_of(text)
-    where = f"{store}/{key}" if key else store
-    if code == "NoSuchBucket":
-        return StoreAccessError(store, "the bucket does not exist (NoSuchBucket)")
-    if isinstance(error, InvalidPathError):
-        return InvalidKeyError(key or store, "or a key below it is no valid object path")
-    if isinstance(error, FileNotFoundError):
-        return ObjectNotFoundError(where)
-    if isinstance(error, AlreadyExistsError | PreconditionError):
-        return ObjectExistsError(where)
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in _ACCESS_STATUS:
-        return StoreAccessError(store, f"HTTP {status or 403} {code}".rstrip())
-    return StoreUnavailableError(store, f"HTTP {status} {code}".rstrip() if status else _transport(text))
-
-
-def _transport(text: str) -> str:
-    lowered = text.lower()
-    for needle, meaning in (
-        ("connection refused", "connection refused"),
-        (f"os error {errno.ECONNREFUSED}", "connection refused"),
-        ("dns error", "the host name cannot be resolved"),
-        ("timedout", "no answer in time"),
-        ("timed out", "no answer in time"),
-        ("certificate", "the server's certificate is not trusted"),
-        ("connection reset", "connection reset"),
-        ("incompletemessage", "the connection ended early"),
-        ("unexpected eof", "the connection ended early"),
-        ("credential", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ("169.254.169.254", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ):
-        if needle in lowered:
-            return meaning
-    return "the request failed"
-
-
-def status_of(text: str) -> int | None:
-    """Return the HTTP status an obstore message quotes, or None when there was no answer."""
-    match = _STATUS.search(text)
-    return int(match.group(1)) if match else None
-
-
-def code_of(text: str) -> str:
-    """Return the S3 error code an obstore message quotes, or an empty string."""
-    match = _CODE.search(text)
-    return match.group(1) if match else ""
