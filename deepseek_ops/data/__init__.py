@@ -6,23 +6,28 @@ versions of a large dataset is cheap, ``committing`` why nothing is lost when wr
 """
 
 from deepseek_ops.data.blobs import StoreBlobs
+from deepseek_ops.data.branching import BranchExistsError, BranchNotFoundError, MergeResult, OtherDatasetError
 from deepseek_ops.data.checkout import NothingSelectedError, TargetNotEmptyError, VerifyReport
 from deepseek_ops.data.committing import BranchContendedError, BranchMovedError
 from deepseek_ops.data.folders import ChangedWhileReadError, UnsafeTargetError, UnstorableFileError
+from deepseek_ops.data.history import LogEntry
 from deepseek_ops.data.layout import UnknownFormatError, UnsafeStoreError, blob_key
+from deepseek_ops.data.merge import MergeConflict, MergeConflictError, Preference
 from deepseek_ops.data.naming import InvalidNameError, VersionNotFoundError
 from deepseek_ops.data.packs import Stored
 from deepseek_ops.data.pointer import DatasetPointer, pointer_path, pointer_text, read_pointer
 from deepseek_ops.data.reading import NoSuchFileError
 from deepseek_ops.data.refs import TagMovedError
-from deepseek_ops.data.repository import DatasetRepository, LogEntry
+from deepseek_ops.data.repository import DatasetRepository
 from deepseek_ops.data.snapshot import EmptyDatasetError
 from deepseek_ops.data.split import SplitWeightsError, assign_split
 from deepseek_ops.data.trees import DatasetDiff
 
 __all__ = [
     "BranchContendedError",
+    "BranchExistsError",
     "BranchMovedError",
+    "BranchNotFoundError",
     "ChangedWhileReadError",
     "DatasetDiff",
     "DatasetPointer",
@@ -30,8 +35,13 @@ __all__ = [
     "EmptyDatasetError",
     "InvalidNameError",
     "LogEntry",
+    "MergeConflict",
+    "MergeConflictError",
+    "MergeResult",
     "NoSuchFileError",
     "NothingSelectedError",
+    "OtherDatasetError",
+    "Preference",
     "SplitWeightsError",
     "StoreBlobs",
     "Stored",

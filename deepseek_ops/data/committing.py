@@ -8,7 +8,6 @@ the others take the new head as parent of what they have stored and try the next
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,18 +15,28 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError, PermanentError, TransientError
+from deepseek_ops.core.errors import PermanentError, TransientError
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import DatasetVersion, Digest, canonical_json, digest_of
+from deepseek_ops.data.history import CommitBody, History, read_commit, version_of
 from deepseek_ops.data.layout import commit_key
-from deepseek_ops.data.naming import VersionNotFoundError
 from deepseek_ops.data.refs import RefEntry, RefLog
 from deepseek_ops.data.trees import Tree
 
+__all__ = [
+    "BranchContendedError",
+    "BranchMovedError",
+    "CommitBody",
+    "append_commit",
+    "commit_body",
+    "put_commit",
+    "read_commit",
+    "version_of",
+    "wait_a_little",
+]
+
 COMMIT_SCHEMA = "dataset-commit/1"
 APPEND_TRIES = 50
-
-CommitBody = dict[str, JsonValue]
 
 
 @dataclass(eq=False)
@@ -75,22 +84,13 @@ def commit_body(
     }
 
 
-def read_commit(store: ObjectStore, version: str) -> CommitBody:
-    """Return the commit record of a version. Raises VersionNotFoundError, IntegrityError."""
-    key = commit_key(version)
-    try:
-        data = store.get(key)
-    except ObjectNotFoundError:
-        raise VersionNotFoundError(store.uri, version) from None
-    if (actual := digest_of(data)) != version:
-        raise IntegrityError(f"{store.uri}/{key}", version, actual)
-    body: CommitBody = json.loads(data)
-    return body
-
-
-def put_commit(store: ObjectStore, body: Mapping[str, JsonValue], parents: Sequence[Digest]) -> DatasetVersion:
+def put_commit(
+    store: ObjectStore, body: Mapping[str, JsonValue], parents: Sequence[Digest], history: History | None = None
+) -> DatasetVersion:
     """Store a commit record, to which nothing refers yet, and return its version."""
-    full: CommitBody = {**body, "parents": list(parents)}
+    known = history or History(store)
+    generation = 1 + max((known.generation(parent) for parent in parents), default=0)
+    full: CommitBody = {**body, "parents": list(parents), "generation": generation}
     data = canonical_json(full)
     version = digest_of(data)
     store.put_blob(commit_key(version), data)
@@ -98,40 +98,31 @@ def put_commit(store: ObjectStore, body: Mapping[str, JsonValue], parents: Seque
 
 
 def append_commit(
-    store: ObjectStore, log: RefLog, head: RefEntry | None, body: Mapping[str, JsonValue], parent: Digest | None
+    store: ObjectStore, log: RefLog, last: RefEntry | None, body: Mapping[str, JsonValue], parent: Digest | None
 ) -> DatasetVersion:
-    """Make the commit the newest of the branch and return its version.
+    """Make the commit the newest of the branch, whose last entry is believed to be ``last``; return its version.
 
     Without ``parent`` whatever others committed meanwhile becomes the parent; with it the branch must be there, or not
     exist. A commit that says what the head says makes no new version. Raises BranchMovedError, BranchContendedError.
     """
+    history = History(store)
     for attempt in range(APPEND_TRIES):
-        if head is not None:
-            there = read_commit(store, head.version)
+        head = None if last is None or last.deleted else last.version
+        if head:
+            there = history.body(head)
             if all(there.get(key) == body[key] for key in ("tree", "lineage", "splits")):
-                return version_of(head.version, there)
-            if parent is not None and head.version != parent:
-                raise BranchMovedError(log.name, parent, head.version)
-        version = put_commit(store, body, [head.version] if head else [parent] if parent else [])
-        if log.append(version.version, after=head) is not None:
+                return version_of(head, there)
+            if parent is not None and head != parent:
+                raise BranchMovedError(log.name, parent, head)
+        start = head or parent
+        version = put_commit(store, body, [start] if start else [], history)
+        if log.append(version.version, after=last) is not None:
             return version
         wait_a_little(attempt)
-        head = log.head()
+        last = log.last()
     raise BranchContendedError(log.name)
 
 
 def wait_a_little(attempt: int) -> None:
     """Sleep for up to 0.1 s, so that writers who lost one race do not all run the next."""
     time.sleep(random.uniform(0, 0.01 * min(attempt + 1, 10)))  # noqa: S311
-
-
-def version_of(version: Digest, body: Mapping[str, JsonValue]) -> DatasetVersion:
-    """Return the record of a version from its commit."""
-    kept = {key: body.get(key) for key in ("name", "tree", "num_files", "num_bytes", "splits")}
-    return DatasetVersion.load({"version": version, **kept})
-
-
-def parents_of(body: Mapping[str, JsonValue]) -> list[Digest]:
-    """Return the parents a commit names, the branch it was made on first."""
-    parents = body.get("parents")
-    return [str(parent) for parent in parents] if isinstance(parents, list) else []

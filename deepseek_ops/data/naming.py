@@ -10,7 +10,7 @@ from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import Digest, Name
 from deepseek_ops.data.layout import commit_key
-from deepseek_ops.data.refs import RefLog, read_tag
+from deepseek_ops.data.refs import RefLog, is_branch_name, read_tag
 
 MIN_PREFIX = 8
 _NAME = TypeAdapter(Name)
@@ -35,7 +35,8 @@ class InvalidNameError(PermanentError):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind} name {self.name!r} is not valid; use up to 100 letters, digits, '.', '_' and '-'."
+        more = ", and '/' between parts" if self.kind == "branch" else ""
+        return f"{self.kind} name {self.name!r} is not valid; use up to 100 letters, digits, '.', '_' and '-'{more}."
 
 
 def resolve(store: ObjectStore, name_or_id: str) -> Digest:
@@ -62,6 +63,8 @@ def _by_name(store: ObjectStore, name: str) -> Digest | None:
         return None
     if not branch and (tagged := read_tag(store, name)) is not None:
         return tagged
+    if branch and not is_branch_name(branch):
+        return None
     head = RefLog(store, dataset, branch or "main").head()
     return head.version if head else None
 
@@ -70,6 +73,13 @@ def checked_name(kind: str, name: str) -> str:
     """Return the name. Raises InvalidNameError saying what kind of name it was to be."""
     if not is_name(name):
         raise InvalidNameError(kind, name)
+    return name
+
+
+def checked_branch(name: str) -> str:
+    """Return the name of a branch. Raises InvalidNameError."""
+    if not is_branch_name(name):
+        raise InvalidNameError("branch", name)
     return name
 
 

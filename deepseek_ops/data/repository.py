@@ -7,37 +7,25 @@ die), ``naming``, ``refs``, ``snapshot``, ``checkout``, ``reading``, ``trees``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.ports import ObjectStore, Progress
 from deepseek_ops.core.records import DatasetVersion, Digest
-from deepseek_ops.data.checkout import VerifyReport, selected, verify_tree, write_folder
-from deepseek_ops.data.committing import append_commit, commit_body, read_commit, version_of
+from deepseek_ops.data.branching import MergeRequest, MergeResult, create_branch, delete_branch, merge_into
+from deepseek_ops.data.checkout import Verify, VerifyReport, selected, verify_tree, write_folder
+from deepseek_ops.data.committing import append_commit, commit_body
+from deepseek_ops.data.history import LogEntry, graph_log, read_commit, version_of
 from deepseek_ops.data.layout import require_format
-from deepseek_ops.data.naming import VersionNotFoundError, checked_name, resolve
+from deepseek_ops.data.merge import Preference
+from deepseek_ops.data.naming import VersionNotFoundError, checked_branch, checked_name, resolve
 from deepseek_ops.data.packs import Stored
-from deepseek_ops.data.parallel import in_parallel
 from deepseek_ops.data.reading import CHUNK_BYTES, NoSuchFileError, find_file, read_stored, stream_stored
-from deepseek_ops.data.refs import RefEntry, RefLog, create_tag
+from deepseek_ops.data.refs import RefEntry, RefLog, all_tags, branch_heads, create_tag, datasets
 from deepseek_ops.data.snapshot import SplitOf, no_split, store_folder
 from deepseek_ops.data.trees import DatasetDiff, Tree, diff
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One version in the history of a branch."""
-
-    version: Digest
-    at: str
-    """ISO 8601, UTC."""
-    message: str
-    author: str
-    num_files: int
-    num_bytes: int
 
 
 class DatasetRepository:
@@ -82,6 +70,7 @@ class DatasetRepository:
         parent: Digest | None = None,
         splits: Mapping[str, int] | None = None,
         split_of: SplitOf = no_split,
+        progress: Progress | None = None,
     ) -> DatasetVersion:
         """Make the folder the newest version of a branch and return it.
 
@@ -89,15 +78,20 @@ class DatasetRepository:
         it, the branch must still be there (or not exist yet, which starts it there): BranchMovedError otherwise. A
         folder equal to the head, with equal lineage and splits, makes no new version, so committing twice is safe.
         """
-        checked_name("dataset", name)
+        log = self._log(name, branch)
         self._require_format()
-        log = RefLog(self._store, name, branch)
-        head = log.head()
-        start = parent or (head.version if head else self._head_of_main(name))
+        last = log.last()
+        head = None if last is None or last.deleted else last.version
+        start = parent or head or self._head_of_main(name)
         base = self.tree(start) if start else Tree.empty(self._store)
-        tree = store_folder(self._store, folder, parent=base, split_of=split_of, workers=self._workers)
+        tree = store_folder(
+            self._store, folder, parent=base, split_of=split_of, workers=self._workers, progress=progress
+        )
         body = commit_body(tree, name=name, message=message, author=author, splits=splits, lineage=lineage)
-        return append_commit(self._store, log, head, body, parent)
+        return append_commit(self._store, log, last, body, parent)
+
+    def _log(self, name: str, branch: str) -> RefLog:
+        return RefLog(self._store, checked_name("dataset", name), checked_branch(branch))
 
     def _head_of_main(self, name: str) -> Digest | None:
         head = RefLog(self._store, name, "main").head()
@@ -122,10 +116,18 @@ class DatasetRepository:
         """Return the tree of a version id, its root page read. Raises VersionNotFoundError, IntegrityError."""
         return Tree.load(self._store, str(self.describe(version)["tree"]))
 
-    def checkout(self, version_id: str, target: Path, *, patterns: Sequence[str] = ()) -> None:
+    def checkout(
+        self,
+        version_id: str,
+        target: Path,
+        *,
+        patterns: Sequence[str] = (),
+        verify: Verify = "all",
+        progress: Progress | None = None,
+    ) -> None:
         """Write the version, or its files that match a glob, as a new folder: complete and verified, or not at all."""
-        version = self.resolve(version_id)
-        write_folder(self._store, selected(self.tree(version), patterns), target, workers=self._workers)
+        files = selected(self.tree(self.resolve(version_id)), patterns)
+        write_folder(self._store, files, target, workers=self._workers, verify=verify, progress=progress)
 
     def files(self, version_id: str, patterns: Sequence[str] = ()) -> list[Stored]:
         """Return the files of a version with their places, or those that match a glob, sorted by path.
@@ -158,21 +160,59 @@ class DatasetRepository:
         return found
 
     def log(self, name: str, *, branch: str = "main", limit: int | None = None) -> list[LogEntry]:
-        """Return the versions a branch has had, newest first.
+        """Return the head of a branch and the versions it was made from, each before its parents.
 
         Raises VersionNotFoundError for a branch that does not exist, IntegrityError when its history was altered.
         """
-        log = RefLog(self._store, checked_name("dataset", name), branch)
-        entries = in_parallel(self._log_entry, log.entries(limit=limit), self._workers)
+        log = self._log(name, branch)
+        entries = list(graph_log(self._store, log, limit=limit))
         if not entries:
             raise VersionNotFoundError(self._store.uri, log.name)
         return entries
 
-    def _log_entry(self, entry: RefEntry) -> LogEntry:
-        body = self.describe(entry.version)
-        version = version_of(entry.version, body)
-        message, author = str(body.get("message")), str(body.get("author"))
-        return LogEntry(version.version, entry.at, message, author, version.num_files, version.num_bytes)
+    def datasets(self) -> list[str]:
+        """Return the names of the store's datasets, sorted."""
+        return datasets(self._store)
+
+    def branches(self, name: str) -> dict[str, RefEntry]:
+        """Return branch -> its newest entry (version, time), sorted by name."""
+        return branch_heads(self._store, checked_name("dataset", name))
+
+    def branch(self, name: str, branch: str, at: str) -> Digest:
+        """Begin a branch at a version, by any name, and return the version's id. No bytes are copied.
+
+        Beginning it there again changes nothing. Raises BranchExistsError, OtherDatasetError, VersionNotFoundError.
+        """
+        self._require_format()
+        return create_branch(self._store, checked_name("dataset", name), checked_branch(branch), self.resolve(at))
+
+    def delete_branch(self, name: str, branch: str, *, expected: Digest | None = None) -> Digest:
+        """End a branch and return the version it was at. Raises BranchNotFoundError, BranchMovedError."""
+        self._require_format()
+        return delete_branch(self._store, checked_name("dataset", name), checked_branch(branch), expected=expected)
+
+    def merge(
+        self,
+        name: str,
+        source: str,
+        *,
+        into: str = "main",
+        author: str,
+        message: str = "",
+        preferences: Sequence[Preference] = (),
+        fast_forward: bool = True,
+        linear: bool = False,
+    ) -> MergeResult:
+        """Merge a version, by any name, into a branch; files are compared, none is read or moved.
+
+        ``linear`` redoes the version's changes on top of the branch instead: one parent, as Git's rebase. Raises
+        MergeConflictError with every conflict that no preference settles, BranchNotFoundError, BranchContendedError.
+        """
+        log = self._log(name, into)
+        self._require_format()
+        theirs = self.resolve(source)
+        request = MergeRequest(source, theirs, author, message, preferences, fast_forward, linear)
+        return merge_into(self._store, log, request, workers=self._workers)
 
     def diff(self, old: str, new: str) -> DatasetDiff:
         """Return the paths that differ between two versions; parts they share are not read."""
@@ -185,6 +225,10 @@ class DatasetRepository:
         create_tag(self._store, checked_name("tag", name), digest)
         return digest
 
-    def verify(self, version: str) -> VerifyReport:
+    def tags(self) -> dict[str, Digest]:
+        """Return tag -> version of the whole store, sorted by tag."""
+        return all_tags(self._store)
+
+    def verify(self, version: str, *, progress: Progress | None = None) -> VerifyReport:
         """Read every byte of a version and return what is missing or damaged."""
-        return verify_tree(self._store, self.tree(self.resolve(version)), workers=self._workers)
+        return verify_tree(self._store, self.tree(self.resolve(version)), workers=self._workers, progress=progress)
