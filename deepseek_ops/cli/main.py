@@ -18,6 +18,7 @@ COMMANDS = {
 """Name -> module, function, help: a command's module is imported when it is called, not when another one is."""
 GROUPS = {
     "data": ("deepseek_ops.cli.data", "data_app", "Dataset versions."),
+    "lfs": ("deepseek_ops.cli.lfs", "app", "Git LFS server and its tokens."),
     "registry": ("deepseek_ops.cli.registry", "app", "Model versions, aliases, verification."),
 }
 
