@@ -113,7 +113,8 @@ def delete_branch(store: ObjectStore, dataset: str, branch: str, *, expected: Di
     if expected is not None and head.version != expected:
         raise BranchMovedError(log.name, expected, head.version)
     if log.append("", after=head) is None:
-        raise BranchMovedError(log.name, head.version, require_head(log).version)
+        moved = log.last()
+        raise BranchMovedError(log.name, head.version, moved.version if moved else "")
     return head.version
 
 

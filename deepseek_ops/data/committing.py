@@ -45,10 +45,16 @@ class BranchMovedError(PermanentError):
 
     branch: str
     expected: Digest
-    actual: Digest
+    actual: str
+    """Empty when the branch was deleted."""
 
     def __str__(self) -> str:
-        return f"{self.branch} is at {self.actual}, not {self.expected}; check it out, redo the change, commit again."
+        if not self.actual:
+            return f"{self.branch} was deleted, it was to be at {self.expected}; make it again with `data branch`."
+        return (
+            f"{self.branch} is at {self.actual}, not {self.expected}: somebody else was first. In a working folder "
+            "commit again with --rebase; else merge, or check it out, redo the change and commit again."
+        )
 
 
 @dataclass(eq=False)
@@ -102,8 +108,9 @@ def append_commit(
 ) -> DatasetVersion:
     """Make the commit the newest of the branch, whose last entry is believed to be ``last``; return its version.
 
-    Without ``parent`` whatever others committed meanwhile becomes the parent; with it the branch must be there, or not
-    exist. A commit that says what the head says makes no new version. Raises BranchMovedError, BranchContendedError.
+    Without ``parent`` whatever others committed meanwhile becomes the parent; with it the branch must be there, or
+    never have existed. A commit that says what the head says makes no new version. Raises BranchMovedError,
+    BranchContendedError.
     """
     history = History(store)
     for attempt in range(APPEND_TRIES):
@@ -112,8 +119,8 @@ def append_commit(
             there = history.body(head)
             if all(there.get(key) == body[key] for key in ("tree", "lineage", "splits")):
                 return version_of(head, there)
-            if parent is not None and head != parent:
-                raise BranchMovedError(log.name, parent, head)
+        if parent is not None and last is not None and head != parent:
+            raise BranchMovedError(log.name, parent, last.version)
         start = head or parent
         version = put_commit(store, body, [start] if start else [], history)
         if log.append(version.version, after=last) is not None:

@@ -7,6 +7,7 @@ die), ``naming``, ``refs``, ``snapshot``, ``checkout``, ``reading``, ``trees``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,7 @@ from deepseek_ops.data.branching import MergeRequest, MergeResult, create_branch
 from deepseek_ops.data.checkout import Verify, VerifyReport, selected, verify_tree, write_folder
 from deepseek_ops.data.committing import append_commit, commit_body
 from deepseek_ops.data.history import LogEntry, graph_log, read_commit, version_of
+from deepseek_ops.data.gc_guard import writing
 from deepseek_ops.data.layout import require_format
 from deepseek_ops.data.merge import Preference
 from deepseek_ops.data.naming import VersionNotFoundError, checked_branch, checked_name, resolve
@@ -75,20 +77,27 @@ class DatasetRepository:
         """Make the folder the newest version of a branch and return it.
 
         Without ``parent`` the folder *is* the dataset: whatever others committed meanwhile becomes the parent. With
-        it, the branch must still be there (or not exist yet, which starts it there): BranchMovedError otherwise. A
+        it, the branch must still be there (or have never been, which starts it there): BranchMovedError otherwise. A
         folder equal to the head, with equal lineage and splits, makes no new version, so committing twice is safe.
         """
-        log = self._log(name, branch)
+        with self._guarded(f"commit to {self._log(name, branch).name} by {author}") as inner:
+            store, log = inner.store, inner._log(name, branch)
+            last = log.last()
+            head = None if last is None or last.deleted else last.version
+            start = parent or head or inner._head_of_main(name)
+            base = inner.tree(start) if start else Tree.empty(store)
+            tree = store_folder(store, folder, parent=base, split_of=split_of, workers=self._workers, progress=progress)
+            body = commit_body(tree, name=name, message=message, author=author, splits=splits, lineage=lineage)
+            return append_commit(store, log, last, body, parent)
+
+    @contextmanager
+    def _guarded(self, holder: str) -> Iterator[Self]:
+        """Yield this repository over a store from which no collection takes what is about to be named."""
         self._require_format()
-        last = log.last()
-        head = None if last is None or last.deleted else last.version
-        start = parent or head or self._head_of_main(name)
-        base = self.tree(start) if start else Tree.empty(self._store)
-        tree = store_folder(
-            self._store, folder, parent=base, split_of=split_of, workers=self._workers, progress=progress
-        )
-        body = commit_body(tree, name=name, message=message, author=author, splits=splits, lineage=lineage)
-        return append_commit(self._store, log, last, body, parent)
+        with writing(self._store, holder=holder) as store:
+            inner = type(self)(store, single_writer=self._single_writer, workers=self._workers)
+            inner._ready = True
+            yield inner
 
     def _log(self, name: str, branch: str) -> RefLog:
         return RefLog(self._store, checked_name("dataset", name), checked_branch(branch))
@@ -184,7 +193,9 @@ class DatasetRepository:
         Beginning it there again changes nothing. Raises BranchExistsError, OtherDatasetError, VersionNotFoundError.
         """
         self._require_format()
-        return create_branch(self._store, checked_name("dataset", name), checked_branch(branch), self.resolve(at))
+        dataset, new = checked_name("dataset", name), checked_branch(branch)
+        with self._guarded(f"new branch {dataset}@{new}") as inner:
+            return create_branch(inner.store, dataset, new, inner.resolve(at))
 
     def delete_branch(self, name: str, branch: str, *, expected: Digest | None = None) -> Digest:
         """End a branch and return the version it was at. Raises BranchNotFoundError, BranchMovedError."""
@@ -208,11 +219,10 @@ class DatasetRepository:
         ``linear`` redoes the version's changes on top of the branch instead: one parent, as Git's rebase. Raises
         MergeConflictError with every conflict that no preference settles, BranchNotFoundError, BranchContendedError.
         """
-        log = self._log(name, into)
-        self._require_format()
-        theirs = self.resolve(source)
-        request = MergeRequest(source, theirs, author, message, preferences, fast_forward, linear)
-        return merge_into(self._store, log, request, workers=self._workers)
+        with self._guarded(f"merge into {self._log(name, into).name} by {author}") as inner:
+            theirs = inner.resolve(source)
+            request = MergeRequest(source, theirs, author, message, preferences, fast_forward, linear)
+            return merge_into(inner.store, inner._log(name, into), request, workers=self._workers)
 
     def diff(self, old: str, new: str) -> DatasetDiff:
         """Return the paths that differ between two versions; parts they share are not read."""
@@ -220,10 +230,11 @@ class DatasetRepository:
 
     def tag(self, name: str, version: str) -> Digest:
         """Name a version for ever and return its id. Raises TagMovedError when the tag names another one."""
-        self._require_format()
-        digest = self.resolve(version)
-        create_tag(self._store, checked_name("tag", name), digest)
-        return digest
+        tag = checked_name("tag", name)
+        with self._guarded(f"tag {tag}") as inner:
+            digest = inner.resolve(version)
+            create_tag(inner.store, tag, digest)
+            return digest
 
     def tags(self) -> dict[str, Digest]:
         """Return tag -> version of the whole store, sorted by tag."""
