@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from deepseek_ops.airflow.ui.late import LateApp
+
 
 class DeepSeekOpsPlugin(AirflowPlugin):
     """Registered by the entry point ``airflow.plugins``, or by ``plugins/`` where the package is only on the path."""
 
     name = "deepseek_ops"
+    # Airflow does not guard these: each application asks for a token of ours or for an Airflow login itself.
+    fastapi_apps = [  # noqa: RUF012  (Airflow's own form)
+        {
+            "app": LateApp("deepseek_ops.airflow.ui.lfs:build_lfs_app"),
+            "url_prefix": "/deepseek-ops/lfs",
+            "name": "deepseek-ops Git LFS",
+        },
+        {
+            "app": LateApp("deepseek_ops.airflow.ui.lfs:build_token_app"),
+            "url_prefix": "/deepseek-ops/lfs-tokens",
+            "name": "deepseek-ops Git LFS tokens",
+        },
+    ]
