@@ -26,12 +26,14 @@ class CountingStore:
         self._store = store
         self.uri = store.uri
         self.puts: list[str] = []
+        """Keys of what was stored; a writer's lease, one small object for each writing, is in ``leases``."""
+        self.leases: list[str] = []
         self.gets: list[str] = []
         self.before_write: Callable[[str], None] = lambda key: None
 
     def create(self, key: str, data: bytes) -> None:
         self.before_write(key)
-        self.puts.append(key)
+        (self.leases if key.startswith("leases/") else self.puts).append(key)
         self._store.create(key, data)
 
     def put_blob(self, key: str, source: bytes | Path) -> None:

@@ -18,8 +18,8 @@ from deepseek_ops.core.records import DatasetVersion, Digest
 from deepseek_ops.data.branching import MergeRequest, MergeResult, create_branch, delete_branch, merge_into
 from deepseek_ops.data.checkout import Verify, VerifyReport, selected, verify_tree, write_folder
 from deepseek_ops.data.committing import append_commit, commit_body
-from deepseek_ops.data.history import LogEntry, graph_log, read_commit, version_of
 from deepseek_ops.data.gc_guard import writing
+from deepseek_ops.data.history import LogEntry, graph_log, read_commit, version_of
 from deepseek_ops.data.layout import require_format
 from deepseek_ops.data.merge import Preference
 from deepseek_ops.data.naming import VersionNotFoundError, checked_branch, checked_name, resolve

@@ -33,7 +33,9 @@ class TestBranches:
         store.puts.clear()
         repository = DatasetRepository(store)
         assert repository.branch("corpus", "exp/first", "corpus") == first.version
-        assert [key for key in store.puts if not key.startswith("refs/heads/corpus/exp%2Ffirst/")] == []
+        entries = [key for key in store.puts if key.startswith("refs/heads/corpus/exp%2Ffirst/")]
+        assert store.puts == [f"commits/{first.version}", *entries], "the old record is announced, then named"
+        assert len(entries) == 1
         assert repository.resolve("corpus@exp/first") == first.version
         assert {name: entry.version for name, entry in repository.branches("corpus").items()} == {
             "exp/first": first.version,

@@ -1,0 +1,211 @@
+"""The plan of a collection: what nothing reaches and nobody has stored lately. See ``gc_guard`` for what comes after.
+
+Objects are listed once and compared with what is reached; neither the listing nor the candidates are held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from deepseek_ops.core.ports import ObjectInfo, ObjectStore
+from deepseek_ops.core.records import Record
+from deepseek_ops.data.gc_clock import store_time
+from deepseek_ops.data.gc_digests import DigestSet
+from deepseek_ops.data.gc_history import RetentionPolicy
+from deepseek_ops.data.gc_marks import Marks, mark
+from deepseek_ops.data.gc_names import Names, ReadNames, add_names_in_store, nobody_asked
+from deepseek_ops.data.gc_runs import (
+    KINDS,
+    CandidatePage,
+    CandidateWriter,
+    Kind,
+    Plan,
+    Tally,
+    key_of,
+    kind_of,
+    new_run,
+    write_plan,
+)
+
+PREFIXES: dict[Kind, str] = {
+    "commits": "commits/",
+    "trees": "trees/",
+    "packs": "packs/",
+    "objects": "objects/sha256/",
+}
+EXAMPLES = 5
+REPORT_EVERY = 100_000
+
+Say = Callable[[str], None]
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
+
+
+class KindReport(Record):
+    """What was found of one kind of object."""
+
+    reached: Tally = Tally()
+    young: Tally = Tally(objects=0)
+    """Unreached, and stored within the grace."""
+    unknown: Tally = Tally()
+    """Unreached by us, but those who could name it were not asked."""
+    candidates: Tally = Tally()
+    examples: tuple[str, ...] = ()
+
+
+class CollectionPlan(Record):
+    """What a collection would delete, and why it leaves the rest."""
+
+    store: str
+    run: str = Field(default="", description="Empty for a dry run: nothing was written.")
+    policy: RetentionPolicy
+    kinds: dict[str, KindReport]
+    kept_versions: int
+    dropped_versions: int = Field(description="Versions whose content goes; their records stay as history.")
+    dropped_examples: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_objects(self) -> int:
+        """How many objects would go."""
+        return sum(report.candidates.objects for report in self.kinds.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes would go."""
+        return sum(report.candidates.bytes for report in self.kinds.values())
+
+
+@dataclass
+class _Count:
+    objects: int = 0
+    bytes: int = 0
+
+    def add(self, info: ObjectInfo) -> None:
+        self.objects += 1
+        self.bytes += info.size
+
+    def tally(self) -> Tally:
+        return Tally(objects=self.objects, bytes=self.bytes)
+
+
+@dataclass
+class _Counts:
+    reached: _Count = field(default_factory=_Count)
+    young: _Count = field(default_factory=_Count)
+    unknown: _Count = field(default_factory=_Count)
+    candidates: _Count = field(default_factory=_Count)
+    examples: list[str] = field(default_factory=list)
+
+    def report(self) -> KindReport:
+        return KindReport(
+            reached=self.reached.tally(),
+            young=self.young.tally(),
+            unknown=self.unknown.tally(),
+            candidates=self.candidates.tally(),
+            examples=tuple(self.examples),
+        )
+
+
+def plan_collection(
+    store: ObjectStore,
+    policy: RetentionPolicy,
+    read_names: ReadNames = nobody_asked,
+    *,
+    write: bool = False,
+    say: Say = silent,
+) -> CollectionPlan:
+    """Return what can go. With ``write`` the plan is stored, and ``sweep`` carries it out later.
+
+    Raises DamagedVersionError when a version that must be whole is not, UnclockedStoreError.
+    """
+    now = store_time(store)
+    names, marks = read_marks(store, policy, read_names, now, say)
+    run = new_run(now)
+    writer = CandidateWriter(store, run) if write else None
+    counts: dict[Kind, _Counts] = {kind: _Counts() for kind in KINDS}
+    gone = _list_candidates(store, policy, names, marks, now, counts, writer, say)
+    plan = CollectionPlan(
+        store=store.uri,
+        run=run if writer else "",
+        policy=policy,
+        kinds={kind: count.report() for kind, count in counts.items()},
+        kept_versions=marks.kept_versions,
+        dropped_versions=len(gone),
+        dropped_examples=tuple(version.hex() for version in gone[:EXAMPLES]),
+        problems=tuple(marks.problems),
+        notes=tuple(names.notes),
+    )
+    if writer is not None:
+        _write(store, plan, writer.finish())
+    return plan
+
+
+def read_marks(
+    store: ObjectStore, policy: RetentionPolicy, read_names: ReadNames, now: float, say: Say
+) -> tuple[Names, Marks]:
+    """Ask everybody what they name, and return that and what is reached from it."""
+    names = read_names()
+    add_names_in_store(store, names)
+    say(f"{len(names.names) + len(names.leaves)} digests are named outside of the dataset versions")
+    marks = mark(store, policy, names, now)
+    say(f"{marks.kept_versions} versions stay: {len(marks.trees)} pages, {len(marks.packs)} packs")
+    return names, marks
+
+
+def _write(store: ObjectStore, plan: CollectionPlan, pages: tuple[CandidatePage, ...]) -> None:
+    tallies = {kind: report.candidates for kind, report in plan.kinds.items()}
+    write_plan(store, Plan(run=plan.run, pages=pages, candidates=tallies, settle_seconds=plan.policy.settle_seconds))
+
+
+def _list_candidates(
+    store: ObjectStore,
+    policy: RetentionPolicy,
+    names: Names,
+    marks: Marks,
+    now: float,
+    counts: dict[Kind, _Counts],
+    writer: CandidateWriter | None,
+    say: Say,
+) -> list[bytes]:
+    """Count every object by what becomes of it, and write the candidates; return the versions that lose content."""
+    gone: list[bytes] = []
+    for listed, prefix in PREFIXES.items():
+        # Commits and loose files may be named by facts and Git only: unreached by us is not unreached.
+        known = names.complete or listed in ("trees", "packs")
+        for number, (info, digest) in enumerate(_objects(store, prefix), start=1):
+            kind: Kind = "roots" if listed == "trees" and digest in marks.dropped else listed
+            count = counts[kind]
+            if number % REPORT_EVERY == 0:
+                say(f"{prefix}: {number} objects seen, {count.candidates.objects} can go")
+            if marks.keeps(kind, digest):
+                count.reached.add(info)
+            elif not info.modified or now - info.modified <= policy.grace_seconds:
+                count.young.add(info)
+            elif not known:
+                count.unknown.add(info)
+            else:
+                count.candidates.add(info)
+                if len(count.examples) < EXAMPLES:
+                    count.examples.append(key_of(kind, digest))
+                if kind == "roots":
+                    gone.append(marks.dropped[digest])
+                if writer is not None:
+                    writer.add(kind, digest, info.size)
+    return gone
+
+
+def _objects(store: ObjectStore, prefix: str) -> Iterator[tuple[ObjectInfo, bytes]]:
+    for info in store.list(prefix):
+        named = kind_of(info.key)
+        if named is not None:
+            yield info, named[1]
+
+
+__all__ = ["CollectionPlan", "DigestSet", "KindReport", "RetentionPolicy", "plan_collection", "read_marks", "silent"]
