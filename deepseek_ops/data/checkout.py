@@ -139,7 +139,7 @@ def verification(verify: Verify) -> Callable[[bytes], bool]:
     if verify == "sample":
         wanted = secrets.randbelow(SAMPLE_OF)
         return lambda digest: digest[0] % SAMPLE_OF == wanted
-    return lambda digest: verify == "all"
+    return lambda _digest: verify == "all"
 
 
 def _write_file(path: str, content: memoryview) -> None:

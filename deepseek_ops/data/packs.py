@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,6 +23,10 @@ from deepseek_ops.data.pages import LOOSE, Entry, Location, Page
 
 PACK_BYTES = 12 << 20
 """A pack is closed when it has so many bytes: it ends below 13 MiB."""
+PACK_FILES = 1 << 17
+"""Or so many files: their pages wait for it in memory."""
+_OFFSET_BITS = 24
+_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 UPLOADS = 4
 """Packs on their way at once; each is held in memory."""
 GAP_BYTES = 256 << 10
@@ -31,14 +35,17 @@ READ_BYTES = 16 << 20
 
 
 class PackWriter:
-    """Collects small files and uploads full packs in the background. Used by one thread, as a context manager."""
+    """Collects small files and uploads full packs in the background. Used by one thread, as a context manager.
 
-    def __init__(self, store: ObjectStore) -> None:
+    A file's place is known by a number until its pack is up; ``location`` turns it into the real one.
+    """
+
+    def __init__(self, store: ObjectStore, *, remember: int | None = None) -> None:
         self._store = store
+        self._remember = remember
         self._parts: list[bytes] = []
         self._size = 0
-        self._pack_number = 0
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, int] = {}
         self._packs: list[Future[bytes]] = []
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="packs")
 
@@ -53,35 +60,58 @@ class PackWriter:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._places
 
-    def add(self, digest: bytes, data: bytes) -> None:
-        """Put a file into the open pack; waits while too many packs are on their way."""
-        self._places[digest] = (self._pack_number, self._size)
+    def place(self, digest: bytes) -> int | None:
+        """Return the place of a file that is in a pack of this writer, as far as it is remembered."""
+        return self._places.get(digest)
+
+    def add(self, digest: bytes, data: bytes) -> int:
+        """Put a file into the open pack and return its place; waits while too many packs are on their way."""
+        place = len(self._packs) << _OFFSET_BITS | self._size
+        self._places[digest] = place
         self._parts.append(data)
         self._size += len(data)
-        if self._size >= PACK_BYTES:
-            self._close_pack()
+        if self._size >= PACK_BYTES or len(self._parts) >= PACK_FILES:
+            self.close_pack()
+        return place
 
-    def _close_pack(self) -> None:
+    def close_pack(self) -> None:
+        """Send the open pack on its way, if it holds anything."""
+        if not self._parts:
+            return
         if len(self._packs) >= UPLOADS:
             self._packs[-UPLOADS].result()
         self._packs.append(self._pool.submit(self._upload, self._parts))
         self._parts, self._size = [], 0
-        self._pack_number += 1
+        if self._remember is not None and len(self._places) > self._remember:
+            for digest in list(islice(self._places, len(self._places) // 2)):
+                del self._places[digest]
 
     def _upload(self, parts: list[bytes]) -> bytes:
         data = b"".join(parts)
+        parts.clear()
         digest = digest_of(data)
         present = self._store.head(pack_key(digest))
         if present is None or present.size != len(data):
             self._store.put_blob(pack_key(digest), data)
         return bytes.fromhex(digest)
 
+    def closed(self, place: int) -> bool:
+        """Return whether the pack with this place is on its way or there; -1 is no place and waits for nothing."""
+        return place >> _OFFSET_BITS < len(self._packs)
+
+    def sent(self, place: int) -> bool:
+        """Return whether the pack with this place needs no more waiting."""
+        number = place >> _OFFSET_BITS
+        return number < 0 or (number < len(self._packs) and self._packs[number].done())
+
+    def location(self, place: int) -> Location:
+        """Return where a file lies, once its pack is up."""
+        return Location(self._packs[place >> _OFFSET_BITS].result(), place & _OFFSET_MASK)
+
     def finish(self) -> dict[bytes, Location]:
         """Upload what is left and return where each file lies, once all packs are up."""
-        if self._parts:
-            self._close_pack()
-        packs = [upload.result() for upload in self._packs]
-        return {digest: Location(packs[number], offset) for digest, (number, offset) in self._places.items()}
+        self.close_pack()
+        return {digest: self.location(place) for digest, place in self._places.items()}
 
 
 class Stored(NamedTuple):

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
@@ -51,12 +53,35 @@ class Location(NamedTuple):
 LOOSE = Location(b"", 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page:
-    """A run of entries, sorted by path, and where each lies."""
+    """A run of files, sorted by path, and where each lies: as columns, because most readers want few of the rows."""
 
-    entries: Sequence[Entry]
-    locations: Sequence[Location]
+    paths: list[str]
+    sizes: list[int]
+    digests: list[bytes]
+    splits: list[str]
+    """Empty when no file has a split."""
+    packs: list[bytes]
+    """Ends with the empty one, for what lies in no pack."""
+    pack_numbers: list[int]
+    offsets: list[int]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return list(map(Entry, self.paths, self.sizes, self.digests, self.splits or repeat("")))
+
+    @cached_property
+    def locations(self) -> list[Location]:
+        return list(map(Location, map(self.packs.__getitem__, self.pack_numbers), self.offsets))
+
+    def rows(self) -> Iterator[tuple[str, int, bytes, str]]:
+        """Yield what each file is, as plain tuples."""
+        return zip(self.paths, self.sizes, self.digests, self.splits or repeat(""), strict=False)
+
+    def places(self) -> dict[bytes, Location]:
+        """Return where each content lies."""
+        return dict(zip(self.digests, self.locations, strict=True))
 
 
 class PageRef(NamedTuple):
@@ -74,16 +99,41 @@ def cut(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     page: list[Entry] = []
     for entry in entries:
         page.append(entry)
-        if zlib.crc32(entry.path.encode()) & CUT_MASK == 0 or len(page) >= MAX_ENTRIES:
+        if ends_page(entry.path) or len(page) >= MAX_ENTRIES:
             yield page
             page = []
     if page:
         yield page
 
 
+def ends_page(path: str) -> bool:
+    """Return whether a page ends with this path, whatever else is in it."""
+    return zlib.crc32(path.encode()) & CUT_MASK == 0
+
+
+def page_ends(paths: Sequence[str]) -> list[int]:
+    """Return the positions after which a page ends, for paths in order; ``MAX_ENTRIES`` ends some earlier."""
+    mask, crc = CUT_MASK, zlib.crc32
+    return [at for at, path in enumerate(paths, 1) if crc(path.encode()) & mask == 0]
+
+
 def page_digest(entries: Iterable[Entry]) -> Digest:
     """Return the id of a page."""
-    lines = "".join([f"{path}\0{size}\0{digest.hex()}\0{split}\0" for path, size, digest, split in entries])
+    paths, sizes, digests, splits = [list(column) for column in zip(*entries, strict=True)] or [[], [], [], []]
+    return column_digest(paths, sizes, digests, splits)
+
+
+def column_digest(
+    paths: Sequence[str], sizes: Sequence[int], digests: Sequence[bytes], splits: Sequence[str] = ()
+) -> Digest:
+    """Return the id of the page with these columns; no splits means that no file has one."""
+    return _canonical_digest(paths, sizes, b"".join(digests), splits)
+
+
+def _canonical_digest(paths: Sequence[str], sizes: Sequence[int], joined: bytes, splits: Sequence[str]) -> Digest:
+    hexes = joined.hex("\0", DIGEST_BYTES).split("\0") if joined else []
+    fields = chain.from_iterable(zip(paths, map(str, sizes), hexes, splits or repeat(""), strict=False))
+    lines = "\0".join(chain(fields, [""] if paths else []))
     return hashlib.sha256(_PAGE_HEAD + lines.encode()).hexdigest()
 
 
@@ -99,15 +149,25 @@ def page_ref(entries: Sequence[Entry]) -> PageRef:
 
 
 def encode_page(entries: Sequence[Entry], locations: Mapping[bytes, Location]) -> bytes:
+    """Return a page as it is stored."""
+    paths, sizes, digests, splits = (list(column) for column in zip(*entries, strict=True))
+    return encode_columns(paths, sizes, digests, splits, [locations[digest] for digest in digests])
+
+
+def encode_columns(
+    paths: Sequence[str],
+    sizes: Sequence[int],
+    digests: Sequence[bytes],
+    splits: Sequence[str],
+    places: Sequence[Location],
+) -> bytes:
     """Return a page as it is stored: columns in MessagePack, compressed."""
-    packs = sorted({locations[entry.digest].pack for entry in entries} - {b""})
+    packs = sorted({place.pack for place in places} - {b""})
     number = {pack: index for index, pack in enumerate(packs)} | {b"": -1}
-    places = [locations[entry.digest] for entry in entries]
-    splits = [entry.split for entry in entries]
     columns = {
-        "paths": [entry.path for entry in entries],
-        "sizes": [entry.size for entry in entries],
-        "digests": b"".join([entry.digest for entry in entries]),
+        "paths": paths,
+        "sizes": sizes,
+        "digests": b"".join(digests),
         "splits": splits if any(splits) else [],
         "packs": b"".join(packs),
         "pack": [number[place.pack] for place in places],
@@ -119,19 +179,19 @@ def encode_page(entries: Sequence[Entry], locations: Mapping[bytes, Location]) -
 def decode_page(data: bytes, expected: Digest) -> Page:
     """Return the page. Raises IntegrityError when it is not what its id says."""
     columns = _Columns(data, f"manifest page {expected}", expected)
-    paths = columns.strings("paths")
-    splits = columns.strings("splits") or [""] * len(paths)
+    paths, splits = columns.strings("paths"), columns.strings("splits")
     packs = [*columns.digests("packs"), b""]  # -1 is the last one: no pack
     numbers, offsets = columns.integers("pack", floor=-1), columns.integers("offset")
     sizes, digests = columns.integers("sizes"), columns.digests("digests")
-    lengths = {len(sizes), len(digests), len(splits), len(numbers), len(offsets)}
+    lengths = {len(sizes), len(digests), len(numbers), len(offsets), len(splits) or len(paths)}
     if lengths != {len(paths)} or max(numbers, default=-1) >= len(packs) - 1:
         raise columns.broken()
-    entries = [Entry(*row) for row in zip(paths, sizes, digests, splits, strict=True)]
-    columns.expect(page_digest(entries))
-    if any(number >= 0 and size >= LOOSE_BYTES for number, size in zip(numbers, sizes, strict=True)):
+    columns.expect(column_digest(paths, sizes, digests, splits))
+    if max(sizes, default=0) >= LOOSE_BYTES and any(
+        number >= 0 and size >= LOOSE_BYTES for number, size in zip(numbers, sizes, strict=True)
+    ):
         raise columns.broken("a packed file of 1 MiB or more")
-    return Page(entries, [Location(packs[number], offset) for number, offset in zip(numbers, offsets, strict=True)])
+    return Page(paths, sizes, digests, splits, packs, numbers, offsets)
 
 
 def encode_tree(pages: Sequence[PageRef]) -> bytes:
@@ -185,13 +245,13 @@ class _Columns:
 
     def strings(self, name: str) -> list[str]:
         values = self._columns.get(name)
-        if not isinstance(values, list) or not all(type(value) is str for value in values):
+        if not isinstance(values, list) or set(map(type, values)) - {str}:
             raise self.broken()
         return values
 
     def integers(self, name: str, *, floor: int = 0) -> list[int]:
         values = self._columns.get(name)
-        if not isinstance(values, list) or not all(type(value) is int and value >= floor for value in values):
+        if not isinstance(values, list) or set(map(type, values)) - {int} or min(values, default=floor) < floor:
             raise self.broken()
         return values
 

@@ -1,8 +1,12 @@
-"""What a folder looked like when it was hashed last: files whose size, time and inode are the same are not read.
+"""What a folder looked like when it was hashed last: files whose size, times and inode are the same are not read.
+
+The cache is a sequence of chunks in path order, one for each manifest page, so that a scan in path order walks along it
+with one chunk in memory, and a page in which nothing changed is recognised by two comparisons. It is written while a
+commit goes on: one that is killed leaves its chunks beside the old cache, and the next try reads both.
 
 As in Git, a file that was touched within the clock's grain of the scan is left out, because a later change could leave
-its times as they are. The cache is a hint of this machine: a damaged or missing one costs time, never correctness,
-since content is hashed again whenever it is sent.
+its times as they are. The cache is a hint of this machine: a damaged or missing one costs time, never correctness.
+Content is hashed again whenever it is sent, and whether a pack is really in the store is for the store to say.
 """
 
 from __future__ import annotations
@@ -10,57 +14,280 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+import struct
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import BinaryIO, Self
 
 import msgpack  # type: ignore[import-untyped]
 
-from deepseek_ops.data.folders import OWN_FOLDER, LocalFile
+from deepseek_ops.data.folders import OWN_FOLDER, STAT_FIELDS
+from deepseek_ops.data.pages import DIGEST_BYTES, Location
 
 GRAIN_NS = 50_000_000
 """Coarsest step of file times we trust: kernels tick at 1-10 ms, some file systems keep coarser times."""
-_HEAD = b"deepseek-ops stat cache/2\n"
+_HEAD = b"deepseek-ops stat cache/3\n"
+_FRAME = struct.Struct("<I32s")
+_ROW = 8 * STAT_FIELDS
+_YOUNG = -1
+"""Stands for the size of a file that must not be recognised."""
+_CHUNK, _LARGE = 0, 1
+MAX_LEFTOVERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The files of one page, and where their contents were put."""
+
+    names: bytes
+    """Paths, joined by NUL."""
+    stats: bytes
+    digests: bytes
+    page: str
+    """Id of the page they make when none has a split."""
+    store: str
+    """Where the places are."""
+    packs: bytes
+    pack_numbers: bytes
+    offsets: bytes
+    begin: int = 0
+    end: int = 0
+    """Where it lies in the file it came from."""
+
+    def contents(self) -> list[bytes]:
+        """Return the digest of each file."""
+        return _split(self.digests, DIGEST_BYTES)
+
+    def rows(self) -> Iterator[tuple[tuple[str, bytes], bytes]]:
+        """Yield ((path, stat), digest) of each file."""
+        names = self.names.decode().split("\0")
+        return zip(zip(names, _split(self.stats, _ROW), strict=True), self.contents(), strict=True)
+
+    def places(self) -> dict[bytes, Location]:
+        """Return where each content was put; it may have been removed since."""
+        packs = [*_split(self.packs, DIGEST_BYTES), b""]
+        numbers, offsets = array("q", self.pack_numbers), array("q", self.offsets)
+        locations = map(Location, map(packs.__getitem__, numbers), offsets)
+        return dict(zip(self.contents(), locations, strict=True))
+
+    @property
+    def first(self) -> bytes:
+        return self.names.partition(b"\0")[0]
+
+    @property
+    def last(self) -> bytes:
+        return self.names.rpartition(b"\0")[2]
+
+    def body(self) -> bytes:
+        fields = (self.names, self.stats, self.digests, self.page, self.store, self.packs)
+        return bytes(msgpack.packb([_CHUNK, *fields, self.pack_numbers, self.offsets]))
 
 
 class StatCache:
-    """Digests by (name, size, mtime, ctime, inode) of one folder."""
+    """The cache of one folder during one commit; a context manager. Pages are asked for in path order."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / OWN_FOLDER / "stat-cache"
-        self._known = _load(self._path)
+    def __init__(self, folder: Path, *, scanned_ns: int | None = None) -> None:
+        """``scanned_ns`` is when the scan begins: now, if it is not said."""
+        self._newest = (time.time_ns() if scanned_ns is None else scanned_ns) - GRAIN_NS
+        self._folder = folder / OWN_FOLDER
+        self._path = self._folder / "stat-cache"
+        self._leftovers = _leftovers(self._folder)
+        self._old = _Stream(self._path)
+        self._streams = [*map(_Stream, self._leftovers), self._old]
+        self._kept = len(_HEAD)
+        self._lock = Lock()
+        self._temporary = self._path.with_name(f"stat-cache.{os.getpid()}.{secrets.token_hex(4)}")
+        self._handle = -1
+        self._broken = False
+        """The disk took no more, or it is not ours: what was written so far may be torn."""
 
-    def digest(self, file: LocalFile) -> bytes | None:
-        """Return the SHA-256 of a file that has not changed, or None."""
-        return self._known.get(file)
+    def __enter__(self) -> Self:
+        return self
 
-    def save(self, digests: Mapping[LocalFile, bytes], *, scanned_ns: int) -> None:
-        """Remember the digests of a scan that began at ``scanned_ns``; a read-only folder is left as it is."""
-        newest = scanned_ns - GRAIN_NS
-        kept = {file: digest for file, digest in digests.items() if file.mtime_ns < newest}
-        if kept == self._known:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        for stream in self._streams:
+            stream.close()
+
+    def look_up(self, names: Sequence[str], stats: array[int]) -> tuple[Chunk | None, list[Chunk]]:
+        """Return the chunk that is exactly these files, or else those that may know some of them."""
+        joined, row_bytes = "\0".join(names).encode(), stats.tobytes()
+        first, last = names[0].encode(), names[-1].encode()
+        near = [chunk for stream in self._streams for chunk in stream.overlapping(first, last)]
+        exact = (chunk for chunk in near if chunk.stats == row_bytes and chunk.names == joined)
+        return next(exact, None), near
+
+    def digests(self, near: Sequence[Chunk], names: Sequence[str], stats: array[int]) -> list[bytes | None]:
+        """Return the SHA-256 of each file that has not changed, None for the others."""
+        rows = list(zip(names, _split(stats.tobytes(), _ROW), strict=True))
+        known: dict[tuple[str, bytes], bytes] = {}
+        for chunk in reversed(near):
+            known.update(chunk.rows())
+        for stream in self._streams:
+            known |= {row: stream.large[row] for row in rows if row in stream.large} if stream.large else {}
+        return list(map(known.get, rows))
+
+    def keep(self, chunk: Chunk) -> None:
+        """Remember a chunk as it was read; while nothing has changed, nothing is written."""
+        if self._handle < 0 and not self._leftovers and chunk.begin == self._kept:
+            self._kept = chunk.end
+        else:
+            self._append(chunk.body)
+
+    def remember(
+        self,
+        names: Sequence[str],
+        stats: array[int],
+        digests: Sequence[bytes],
+        places: Sequence[Location],
+        *,
+        page: str,
+        store: str,
+    ) -> None:
+        """Remember the files of a page that was stored; what is written outlives this process from now on."""
+        if max(stats[1::STAT_FIELDS], default=0) >= self._newest:
+            stats = array("q", stats)
+            for index in range(0, len(stats), STAT_FIELDS):
+                if stats[index + 1] >= self._newest:
+                    stats[index] = _YOUNG
+        packs = sorted({place.pack for place in places} - {b""})
+        number = {pack: index for index, pack in enumerate(packs)} | {b"": len(packs)}
+        numbers = array("q", [number[place.pack] for place in places])
+        offsets = array("q", [place.offset for place in places])
+        joined = ("\0".join(names).encode(), stats.tobytes(), b"".join(digests))
+        self._append(Chunk(*joined, page, store, b"".join(packs), numbers.tobytes(), offsets.tobytes()).body)
+
+    def remember_large(self, name: str, stat: array[int], digest: bytes) -> None:
+        """Remember one large file before its page is complete: to read it again may take hours. Thread-safe."""
+        if stat[1] < self._newest:
+            self._append(partial(msgpack.packb, [_LARGE, name, stat.tobytes(), digest]))
+
+    def finish(self) -> None:
+        """Make what was remembered the cache of the next commit; a read-only folder is left as it is."""
+        if self._handle < 0 and not self._leftovers and self._kept >= self._old.size:
             return
-        columns = [list(column) for column in zip(*kept, strict=True)] or [[] for _ in LocalFile._fields]
-        body = msgpack.packb([*columns, b"".join(kept.values())])
-        temporary = self._path.with_name(f"stat-cache.{os.getpid()}.{secrets.token_hex(4)}")
+        self._append(None)
         with suppress(OSError):
-            self._path.parent.mkdir(exist_ok=True)
+            if not self._broken:
+                self._temporary.replace(self._path)
+                for path in self._leftovers:
+                    path.unlink(missing_ok=True)
+
+    def _append(self, body: Callable[[], bytes] | None) -> None:
+        with self._lock:
+            if self._broken:
+                return
             try:
-                temporary.write_bytes(_HEAD + hashlib.sha256(body).digest() + body)
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        self._known = kept
+                if self._handle < 0:
+                    self._begin()
+                if body is not None:
+                    data = body()
+                    _write(self._handle, _FRAME.pack(len(data), hashlib.sha256(data).digest()) + data)
+            except OSError:
+                self._broken = True
+
+    def _begin(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._handle = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _write(self._handle, _HEAD)
+        for data in self._old.beginning(self._kept):
+            _write(self._handle, data)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
 
 
-def _load(path: Path) -> dict[LocalFile, bytes]:
+class _Stream:
+    """The chunks of one file, read along a scan in path order. What does not check ends it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO | None = None
+        self.size = len(_HEAD)
+        self.large: dict[tuple[str, bytes], bytes] = {}
+        """Files of 1 MiB and more whose page was not complete."""
+        with suppress(OSError):
+            self._file = path.open("rb")
+            if self._file.read(len(_HEAD)) == _HEAD:
+                self.size = path.stat().st_size
+        self._chunks = self._read()
+        self._window: list[Chunk] = []
+        self._next = next(self._chunks, None)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def overlapping(self, first: bytes, last: bytes) -> list[Chunk]:
+        """Return the chunks that may hold paths from ``first`` to ``last``; ask in ascending order."""
+        if self._window and self._window[0].last < first:
+            self._window = [chunk for chunk in self._window if chunk.last >= first]
+        while self._next is not None and self._next.first <= last:
+            if self._next.last >= first:
+                self._window.append(self._next)
+            self._next = next(self._chunks, None)
+        return self._window
+
+    def beginning(self, end: int) -> Iterator[bytes]:
+        """Yield the file's bytes from its head to ``end``."""
+        at = len(_HEAD)
+        while self._file is not None and at < end:
+            data = os.pread(self._file.fileno(), min(1 << 20, end - at), at)
+            if not data:
+                return
+            yield data
+            at += len(data)
+
+    def _read(self) -> Iterator[Chunk]:
+        if self._file is None or self.size == len(_HEAD):
+            return
+        with suppress(OSError):
+            begin = len(_HEAD)
+            while len(head := self._file.read(_FRAME.size)) == _FRAME.size:
+                length, digest = _FRAME.unpack(head)
+                body = self._file.read(length)
+                if hashlib.sha256(body).digest() != digest:
+                    return
+                kind, *fields = msgpack.unpackb(body)
+                if kind == _CHUNK:
+                    chunk = replace(Chunk(*fields), begin=begin, end=begin + _FRAME.size + length)
+                    last = chunk.last.decode()
+                    self.large = {key: content for key, content in self.large.items() if key[0] > last}
+                    yield chunk
+                else:
+                    name, row, content = fields
+                    self.large[name, row] = content
+                begin += _FRAME.size + length
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Return what commits left that did not end, newest first."""
     try:
-        data = path.read_bytes()
+        found = [(path.stat().st_mtime_ns, path) for path in folder.glob("stat-cache.*")]
     except OSError:
-        return {}
-    head, digest, body = data[: len(_HEAD)], data[len(_HEAD) : len(_HEAD) + 32], data[len(_HEAD) + 32 :]
-    if head != _HEAD or hashlib.sha256(body).digest() != digest:
-        return {}
-    *columns, digests = msgpack.unpackb(body)
-    files = map(LocalFile, *columns)
-    return {file: digests[at * 32 : at * 32 + 32] for at, file in enumerate(files)}
+        return []
+    newest = [path for _, path in sorted(found, reverse=True)]
+    for path in newest[MAX_LEFTOVERS:]:
+        with suppress(OSError):
+            path.unlink()
+    return newest[:MAX_LEFTOVERS]
+
+
+def _split(joined: bytes, size: int) -> list[bytes]:
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def _write(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import Digest
 from deepseek_ops.data.layout import tree_key
-from deepseek_ops.data.pages import Entry, Page, PageRef, decode_page, decode_tree
-from deepseek_ops.data.parallel import in_parallel
+from deepseek_ops.data.pages import Page, PageRef, decode_page, decode_tree
+from deepseek_ops.data.parallel import in_order, in_parallel
+
+Row = tuple[str, int, bytes, str]
+"""Path, size, digest and split of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Tree:
         self.digest = digest
         self.pages = tuple(pages)
         self._store = store
-        self._workers = workers
+        self.workers = workers
         self._firsts = [page.first for page in pages]
 
     @classmethod
@@ -58,7 +60,7 @@ class Tree:
     def read(self, pages: Iterable[PageRef]) -> list[Page]:
         """Read these pages at once. Raises ObjectNotFoundError, IntegrityError."""
         return in_parallel(
-            lambda page: decode_page(self._store.get(tree_key(page.digest)), page.digest), pages, self._workers
+            lambda page: decode_page(self._store.get(tree_key(page.digest)), page.digest), pages, self.workers
         )
 
     def read_one(self, page: PageRef) -> Page:
@@ -82,17 +84,43 @@ class Tree:
 
 
 def diff(old: Tree, new: Tree) -> DatasetDiff:
-    """Return what changed from one tree to another; pages they share are not read."""
+    """Return what changed from one tree to another; pages they share are not read, and few of the others held at once.
+
+    Pages of both trees come in the order of their first path. Rows that are in both cancel as they meet; what is left
+    when the pages have moved past a path is a difference.
+    """
+    added: list[str] = []
+    removed: list[str] = []
+    modified: list[str] = []
+    before: set[Row] = set()
+    after: set[Row] = set()
+
+    def settle(until: str | None) -> None:
+        gone = {row[0] for row in before if until is None or row[0] < until}
+        come = {row[0] for row in after if until is None or row[0] < until}
+        added.extend(come - gone)
+        removed.extend(gone - come)
+        modified.extend(gone & come)
+        before.difference_update([row for row in before if row[0] in gone])
+        after.difference_update([row for row in after if row[0] in come])
+
+    for first, is_new, rows in _unshared(old, new):
+        settle(first)
+        mine, other = (after, before) if is_new else (before, after)
+        mine |= rows - other
+        other -= rows
+    settle(None)
+    return DatasetDiff(tuple(sorted(added)), tuple(sorted(removed)), tuple(sorted(modified)))
+
+
+def _unshared(old: Tree, new: Tree) -> Iterator[tuple[str, bool, set[Row]]]:
+    """Yield first path, side and rows of the pages that only one tree has, by first path."""
     shared = {page.digest for page in old.pages} & {page.digest for page in new.pages}
-    before = _entries(old, shared)
-    after = _entries(new, shared)
-    return DatasetDiff(
-        added=tuple(sorted(after.keys() - before.keys())),
-        removed=tuple(sorted(before.keys() - after.keys())),
-        modified=tuple(sorted(path for path in before.keys() & after.keys() if before[path] != after[path])),
-    )
+    sides = ((page, tree is new) for tree in (old, new) for page in tree.pages if page.digest not in shared)
+    pages = sorted(sides, key=lambda side: (side[0].first, side[1]))
 
+    def read(side: tuple[PageRef, bool]) -> tuple[str, bool, set[Row]]:
+        ref, is_new = side
+        return ref.first, is_new, set((new if is_new else old).read_one(ref).rows())
 
-def _entries(tree: Tree, shared: set[Digest]) -> dict[str, Entry]:
-    pages = tree.read(page for page in tree.pages if page.digest not in shared)
-    return {entry.path: entry for entry in chain.from_iterable(page.entries for page in pages)}
+    return in_order(read, pages, old.workers if len(pages) > 1 else 1)

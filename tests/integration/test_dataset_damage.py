@@ -129,12 +129,12 @@ class TestFolders:
         from deepseek_ops.data import snapshot
 
         def scan(path: Path):
-            found = scan_folder(path)
+            found = list(scan_runs(path))
             (folder / "part1" / "0001.bin").write_bytes(b"x" * 5000)
             return found
 
-        scan_folder = snapshot.scan_folder
-        monkeypatch.setattr(snapshot, "scan_folder", scan)
+        scan_runs = snapshot.scan_runs
+        monkeypatch.setattr(snapshot, "scan_runs", scan)
         with pytest.raises(ChangedWhileReadError, match=r"0001\.bin"):
             commit(local, folder)
         assert list(local.list("refs/")) == []

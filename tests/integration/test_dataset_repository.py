@@ -47,7 +47,9 @@ class TestVersions:
     def test_small_files_travel_in_packs(self, store: CountingStore, folder: Path) -> None:
         commit(store, folder)
         kinds = [key.partition("/")[0] for key in store.puts]
-        assert kinds == ["probe", "probe", "store.json", "objects", "packs", "trees", "trees", "commits", "refs"]
+        kinds = [kind for kind in kinds if kind not in ("probe", "store.json", "leases")]
+        assert sorted(kinds[:2]) == ["objects", "packs"]
+        assert kinds[2:] == ["trees", "trees", "commits", "refs"], "what names something goes up after it"
 
     def test_an_equal_folder_is_an_equal_tree_wherever_it_was_made(
         self, store: CountingStore, folder: Path, tmp_path: Path
@@ -133,10 +135,10 @@ class TestVersions:
 
         monkeypatch.setattr(os, "open", watched)
         assert commit(local, folder) == first
-        assert not [path for path in opened if path.startswith(f"{folder}/part")]
+        assert not [path for path in opened if path.startswith(f"{folder}/part") and path.endswith(".bin")]
         (folder / "part1" / "0001.bin").write_bytes(b"other")
         commit(local, folder)
-        assert [path for path in opened if path.startswith(f"{folder}/part")] == [f"{folder}/part1/0001.bin"]
+        assert [path for path in opened if path.endswith(".bin")] == [f"{folder}/part1/0001.bin"]
 
     def test_a_damaged_stat_cache_costs_time_only(self, local: CountingStore, folder: Path) -> None:
         age(folder)

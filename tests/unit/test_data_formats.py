@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,6 @@ from deepseek_ops.core.errors import ConfigError, IntegrityError
 from deepseek_ops.core.ports import ObjectInfo
 from deepseek_ops.core.records import DatasetVersion
 from deepseek_ops.data import DatasetPointer, SplitWeightsError, assign_split, pointer_text, read_pointer
-from deepseek_ops.data.folders import LocalFile
 from deepseek_ops.data.packs import GAP_BYTES, READ_BYTES, Stored, plan_reads
 from deepseek_ops.data.pages import (
     LOOSE,
@@ -221,23 +221,103 @@ class TestSplits:
 FROZEN = "vatrtetrtrtrtetrtetetete"
 
 
+SCAN = 1_700_000_000_000_000_000
+LONG_AGO = SCAN - 10 * GRAIN_NS
+
+
+def stats_of(*files: tuple[int, int, int, int]) -> array[int]:
+    return array("q", [value for file in files for value in file])
+
+
+def remembered(folder: Path, names: list[str], stats: array[int], digests: list[bytes]) -> None:
+    with StatCache(folder, scanned_ns=SCAN) as cache:
+        cache.remember(names, stats, digests, [LOOSE] * len(names), page="p", store="s")
+        cache.finish()
+
+
+def recalled(folder: Path, names: list[str], stats: array[int]) -> list[bytes | None]:
+    with StatCache(folder) as cache:
+        _, near = cache.look_up(names, stats)
+        return cache.digests(near, names, stats)
+
+
 class TestStatCache:
     def test_a_file_as_young_as_the_scan_is_not_trusted(self, tmp_path: Path) -> None:
         """It can change again within the clock's grain and keep its size and times."""
-        scan = 1_700_000_000_000_000_000
-        old = LocalFile("old", 1, scan - 10 * GRAIN_NS, 0, 1)
-        young = LocalFile("young", 1, scan - GRAIN_NS // 2, 0, 2)
-        StatCache(tmp_path).save({old: b"o" * 32, young: b"y" * 32}, scanned_ns=scan)
-        cache = StatCache(tmp_path)
-        assert (cache.digest(old), cache.digest(young)) == (b"o" * 32, None)
+        names, stats = ["old", "young"], stats_of((1, LONG_AGO, 0, 1), (1, SCAN - GRAIN_NS // 2, 0, 2))
+        remembered(tmp_path, names, stats, [b"o" * 32, b"y" * 32])
+        assert recalled(tmp_path, names, stats) == [b"o" * 32, None]
+        with StatCache(tmp_path) as cache:
+            assert cache.look_up(names, stats)[0] is None
 
     @pytest.mark.parametrize("field", ["name", "size", "mtime_ns", "ctime_ns", "inode"])
     def test_a_file_that_differs_in_anything_is_not_known(self, tmp_path: Path, field: str) -> None:
-        file = LocalFile("a", 1, 2, 3, 4)
-        StatCache(tmp_path).save({file: b"o" * 32}, scanned_ns=10 * GRAIN_NS)
-        other = file._replace(**{field: "b" if field == "name" else 99})
-        assert StatCache(tmp_path).digest(file) == b"o" * 32
-        assert StatCache(tmp_path).digest(other) is None
+        stats = stats_of((1, LONG_AGO, 3, 4))
+        remembered(tmp_path, ["a"], stats, [b"o" * 32])
+        assert recalled(tmp_path, ["a"], stats) == [b"o" * 32]
+        if field != "name":
+            stats[["size", "mtime_ns", "ctime_ns", "inode"].index(field)] = 99
+        assert recalled(tmp_path, ["b" if field == "name" else "a"], stats) == [None]
+
+    def test_exactly_these_files_are_recognised_with_the_page_they_make(self, tmp_path: Path) -> None:
+        stats = stats_of((1, LONG_AGO, 3, 4), (2, LONG_AGO, 3, 5))
+        remembered(tmp_path, ["a", "b"], stats, [b"o" * 32, b"p" * 32])
+        with StatCache(tmp_path) as cache:
+            exact, _ = cache.look_up(["a", "b"], stats)
+            assert exact is not None
+            assert (exact.page, exact.contents()) == ("p", [b"o" * 32, b"p" * 32])
+        with StatCache(tmp_path) as cache:
+            assert cache.look_up(["a"], stats[:4])[0] is None
+
+    def test_what_a_killed_commit_had_hashed_is_found_by_the_next(self, tmp_path: Path) -> None:
+        row, big = stats_of((1, LONG_AGO, 3, 4)), stats_of((5 << 20, LONG_AGO, 3, 9))
+        with StatCache(tmp_path, scanned_ns=SCAN) as cache:  # neither finished nor removed, as after a kill
+            cache.remember(["a"], row, [b"a" * 32], [LOOSE], page="p", store="s")
+            cache.remember_large("z", big, b"z" * 32)
+        assert recalled(tmp_path, ["a"], row) == [b"a" * 32]
+        with StatCache(tmp_path) as cache:
+            cache.look_up(["a"], row)
+            _, near = cache.look_up(["z"], big)
+            assert cache.digests(near, ["z"], big) == [b"z" * 32]
+
+    def test_a_torn_end_loses_the_end_only(self, tmp_path: Path) -> None:
+        row = stats_of((1, LONG_AGO, 3, 4))
+        with StatCache(tmp_path, scanned_ns=SCAN) as cache:
+            for name in "ab":
+                cache.remember([name], row, [name.encode() * 32], [LOOSE], page=name, store="s")
+            cache.finish()
+        path = tmp_path / ".deepseek-ops" / "stat-cache"
+        path.write_bytes(path.read_bytes()[:-1])
+        with StatCache(tmp_path) as cache:
+            assert [cache.look_up([name], row)[0] is not None for name in "ab"] == [True, False]
+
+    def test_an_unchanged_folder_is_not_written_again(self, tmp_path: Path) -> None:
+        row = stats_of((1, LONG_AGO, 3, 4))
+        remembered(tmp_path, ["a"], row, [b"a" * 32])
+        path = tmp_path / ".deepseek-ops" / "stat-cache"
+        inode = path.stat().st_ino
+        with StatCache(tmp_path) as cache:
+            exact, _ = cache.look_up(["a"], row)
+            assert exact is not None
+            cache.keep(exact)
+            cache.finish()
+        assert path.stat().st_ino == inode
+
+    def test_files_that_are_gone_are_forgotten(self, tmp_path: Path) -> None:
+        row = stats_of((1, LONG_AGO, 3, 4))
+        with StatCache(tmp_path, scanned_ns=SCAN) as cache:
+            for name in "abc":
+                cache.remember([name], row, [name.encode() * 32], [LOOSE], page=name, store="s")
+            cache.finish()
+        for left in ("ac", "a"):
+            with StatCache(tmp_path, scanned_ns=SCAN) as cache:
+                for name in left:
+                    exact, _ = cache.look_up([name], row)
+                    assert exact is not None
+                    cache.keep(exact)
+                cache.finish()
+            assert [recalled(tmp_path, [name], row) != [None] for name in "abc"] == [name in left for name in "abc"]
+        assert [path.name for path in (tmp_path / ".deepseek-ops").iterdir()] == ["stat-cache"]
 
 
 class TestPointer:
