@@ -63,6 +63,8 @@ def collect(
     """Plan and sweep at once."""
     time.sleep(0.01)  # so that nothing is as young as the plan
     plan = plan_collection(store, policy, lambda: names or nothing_else_names(), write=True)
+    if not plan.run:
+        return plan, SweepReport(run="")
     return plan, sweep(store, policy, plan.run, lambda: names or nothing_else_names(), times=QUICK)
 
 

@@ -12,13 +12,14 @@ import typer
 from pydantic import JsonValue
 
 from deepseek_ops.adapters.stores import STORE_VARIABLE, open_store
-from deepseek_ops.cli import data_content, data_exchange
+from deepseek_ops.cli import data_content, data_exchange, data_gc
 from deepseek_ops.core.errors import ConfigError
 from deepseek_ops.data import DatasetPointer, DatasetRepository, pointer_text, read_pointer
 
 data_app = typer.Typer(no_args_is_help=True, help="Dataset versions.")
 data_exchange.register(data_app)
 data_content.register(data_app)
+data_gc.register(data_app)
 
 Store = Annotated[
     str,

@@ -120,6 +120,9 @@ class Facts(Protocol):
     def find(self, kind: str, *, prefix: str = "", run: str | None = None, limit: int = 1000) -> list[Fact]:
         """Return facts of a kind, newest first, optionally of one run or with a key prefix."""
 
+    def scan(self) -> Iterator[Fact]:
+        """Yield every fact of every kind, by kind and key, in pages; one that is inserted meanwhile may be missed."""
+
     def append_audit(self, event: AuditEvent) -> int:
         """Append to the hash-chained audit log and return the sequence number."""
 
@@ -175,6 +178,11 @@ class GitRemote(Protocol):
 
     def changed_paths(self, old: str | None, new: str) -> list[str]:
         """Return the paths that differ between two commits; all paths of ``new`` when ``old`` is None."""
+
+    def small_texts(self, *, max_bytes: int = 4096, history: bool = True) -> Iterator[bytes]:
+        """Yield what every ref (``refs/*``) reaches: commits and annotated tags as Git stores them, and the contents of
+        files below ``max_bytes``, each once; only of the refs' own commits without ``history``. Large files are not
+        fetched where the server can leave them out."""
 
     def checkout(self, commit: str, target: Path) -> None:
         """Write the files of a commit below ``target`` (no history, nothing outside ``target``)."""

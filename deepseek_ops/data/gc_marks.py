@@ -71,8 +71,8 @@ def mark(store: ObjectStore, policy: RetentionPolicy, names: Names, now: float) 
         marks.objects.add(digest)
     logs, tags = branch_logs(store), _tags(store)
     commits, young = _read_commits(store, now - policy.grace_seconds)
-    must = tags.union(*(log.kept(policy, now) for log in logs))
-    named = {digest for digest in commits if digest in names.names}
+    must = tags | {log.head for log in logs if log.head}
+    named = {digest for digest in commits if digest in names.names}.union(*(log.kept(policy, now) for log in logs))
     whole = must | named | young | (where_branches_parted(commits, logs) & commits.keys())
     records = ancestors(commits, whole.union(*(log.versions for log in logs)))
     if not names.complete:
@@ -106,7 +106,7 @@ class _Care(IntEnum):
     NONE = 0
     """A writer that was killed, or that will notice."""
     NAMED = 1
-    """Retention dropped it before it was named, if its root page is missing; damage, if another is."""
+    """Retention dropped it, before it was named or when less was kept, if its root page is missing; else damage."""
     HEAD = 2
     """Damage."""
 

@@ -62,7 +62,7 @@ class CollectionPlan(Record):
     """What a collection would delete, and why it leaves the rest."""
 
     store: str
-    run: str = Field(default="", description="Empty for a dry run: nothing was written.")
+    run: str = Field(default="", description="Empty when nothing was written: a dry run, or nothing can go.")
     policy: RetentionPolicy
     kinds: dict[str, KindReport]
     kept_versions: int
@@ -131,9 +131,10 @@ def plan_collection(
     writer = CandidateWriter(store, run) if write else None
     counts: dict[Kind, _Counts] = {kind: _Counts() for kind in KINDS}
     gone = _list_candidates(store, policy, names, marks, now, counts, writer, say)
+    pages = writer.finish() if writer else ()
     plan = CollectionPlan(
         store=store.uri,
-        run=run if writer else "",
+        run=run if pages else "",
         policy=policy,
         kinds={kind: count.report() for kind, count in counts.items()},
         kept_versions=marks.kept_versions,
@@ -142,8 +143,8 @@ def plan_collection(
         problems=tuple(marks.problems),
         notes=tuple(names.notes),
     )
-    if writer is not None:
-        _write(store, plan, writer.finish())
+    if pages:
+        _write(store, plan, pages)
     return plan
 
 

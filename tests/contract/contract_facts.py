@@ -57,6 +57,13 @@ class FactsContract:
         assert facts.get("kind", "a/b") is None
         assert facts.get("other", "a/b c") is None
 
+    def test_a_scan_finds_every_fact_once(self, facts: SqlFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("deepseek_ops.adapters.facts.store.SCAN_ROWS", 3)
+        assert list(facts.scan()) == []
+        kinds = ("B", "a", "a%", "z")
+        stored = [facts.insert(kind, f"{number}/é", {"n": number}) for kind in kinds for number in range(4)]
+        assert list(facts.scan()) == stored
+
     def test_a_second_insert_is_refused_and_changes_nothing(self, facts: SqlFacts) -> None:
         first = facts.insert("kind", "key", {"n": 1})
         with pytest.raises(ObjectExistsError, match="kind/key"):

@@ -117,6 +117,32 @@ class GitRemoteContract:
         with pytest.raises(GitAccessError, match="2001 bytes"):
             remote.read_file(commit, "deepseek.yaml", max_bytes=2000)
 
+    def test_small_texts_are_files_and_messages_of_every_ref(self, developer: Developer, remote: GitRepository) -> None:
+        developer.push_commit({"small": "first", "large": "x" * 5000}, message="Say one")
+        developer.push_commit({"small": "second", "other": b"\x00\n\n"}, message="Say two")
+        developer.git("tag", "-a", "v1", "-m", "Say tag")
+        developer.git("push", "--quiet", "origin", "v1")
+        developer.git("push", "--quiet", "origin", "HEAD:refs/odd/place")
+        developer.git("reset", "--quiet", "--hard", "HEAD~1")
+        developer.push()
+        texts = list(remote.small_texts())
+        files = [text for text in texts if b"Say" not in text]
+        assert {b"first", b"second", b"\x00\n\n"} <= set(files)
+        assert len(files) == len(set(files))
+        assert not any(b"xxx" in text for text in texts)
+        assert {word for text in texts for word in text.split() if word in (b"one", b"two", b"tag")} == {
+            b"one", b"two", b"tag",
+        }  # fmt: skip
+
+    def test_small_texts_of_tips_only_leave_the_history_out(self, developer: Developer, remote: GitRepository) -> None:
+        developer.push_commit({"small": "first"}, branch="exp")
+        assert b"first" in list(remote.small_texts(history=False))
+        developer.push_commit({"small": "second"}, branch="exp")
+        assert {b"second"} == {b"first", b"second"} & set(remote.small_texts(history=False))
+        assert {b"first", b"second"} <= set(remote.small_texts())
+        developer.git("push", "--quiet", "origin", ":exp")
+        assert not {b"first", b"second"} & set(remote.small_texts()), "what no ref reaches any more is forgotten"
+
     def test_describe_tells_what_survives_a_rebase(self, developer: Developer, remote: GitRepository) -> None:
         developer.push_commit({"a": "1", "b": "1"})
         commit = developer.push_commit({"a": "2"}, "exp/x", "Lower the learning rate\n\nbody")

@@ -190,6 +190,13 @@ def test_a_pinned_version_stays_until_the_pin_is_released(store: LocalStore, tmp
     assert collect(store)[0].dropped_examples == (old,)
 
 
+def test_keeping_more_than_before_is_no_damage(store: LocalStore, tmp_path: Path) -> None:
+    versions(store, tmp_path, 3)
+    collect(store)
+    plan, _ = collect(store, MONTH.evolve(grace_days=0))
+    assert (plan.dropped_versions, len(plan.problems)) == (0, 2)
+
+
 def test_damage_stops_a_collection(store: LocalStore, tmp_path: Path) -> None:
     version = commit(store, fill(tmp_path / "v", 1)).version
     StoreBlobs(store).put(b"stray")

@@ -20,6 +20,8 @@ from deepseek_ops.core.errors import FactConflictError, InvalidRecordError, Obje
 from deepseek_ops.core.ports import Fact
 from deepseek_ops.core.records import AuditEvent
 
+SCAN_ROWS = 500
+
 
 class SqlFacts:
     """JSON facts and the audit log in one SQL database. Threads may share it; a forked child gets new connections."""
@@ -101,6 +103,19 @@ class SqlFacts:
         query = query.order_by(facts.c.created_at.desc(), facts.c.key.desc()).limit(limit)
         with self._read() as connection:
             return [_fact(row) for row in connection.execute(query)]
+
+    def scan(self) -> Iterator[Fact]:
+        """Yield every fact of every kind, by kind and key, in pages; one that is inserted meanwhile may be missed."""
+        last: tuple[str, str] = ("", "")
+        while True:
+            after = sa.tuple_(facts.c.kind, facts.c.key) > sa.tuple_(sa.literal(last[0]), sa.literal(last[1]))
+            query = facts.select().where(after).order_by(facts.c.kind, facts.c.key).limit(SCAN_ROWS)
+            with self._read() as connection:
+                page = [_fact(row) for row in connection.execute(query)]
+            if not page:
+                return
+            yield from page
+            last = (page[-1].kind, page[-1].key)
 
     # --- audit ---
 

@@ -1,9 +1,10 @@
 """A small local copy of what was asked about a repository. It can be deleted at any time.
 
-Two bare repositories per address: ``tips.git`` holds single commits (depth 1, no file contents: the size of a fetch
+Bare repositories per address: ``tips.git`` holds single commits (depth 1, no file contents: the size of a fetch
 does not depend on the history), ``history.git`` holds all commits without trees, for questions about ancestry and for
-building commits that can be pushed. Contents and trees are fetched when they are read (partial clone). A server that
-offers no filters sends everything for the same requests; the answers are the same.
+building commits that can be pushed, ``small-<n>.git`` all refs with files below a size. Contents and trees are fetched
+when they are read (partial clone). A server that offers no filters sends everything for the same requests; the answers
+are the same.
 """
 
 from __future__ import annotations
@@ -51,6 +52,17 @@ class Mirror:
         """Return a git that has the commits with all their ancestors."""
         git = self._open("history.git", "tree:0")
         self._fetch(git, [commit for commit in commits if not _has(git, commit)], "--filter=tree:0")
+        return git
+
+    def small(self, max_bytes: int) -> Git:
+        """Return a git that has every ref, with all their history and the files below ``max_bytes``."""
+        git = self._open(f"small-{max_bytes}.git", f"blob:limit={max_bytes}")
+        self._git.require_reachable()
+        options = ["--quiet", "--no-tags", "--no-write-fetch-head", "--prune", f"--filter=blob:limit={max_bytes}"]
+        wanted = ["--end-of-options", "origin", "+refs/*:refs/mirror/*"]
+        status, _, message = git.attempt("fetch", *options, *wanted, seconds=900)
+        if status:
+            raise explain(self._git.address.url, "fetch", message)
         return git
 
     def tag_content(self, tag: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deepseek_ops.adapters.git.address import parse_address
@@ -13,6 +13,7 @@ from deepseek_ops.adapters.git.export import export_tree
 from deepseek_ops.adapters.git.mirror import Mirror
 from deepseek_ops.adapters.git.publish import publish
 from deepseek_ops.adapters.git.refs import RemoteRef, list_refs, list_refs_async, matches, prefixes_of
+from deepseek_ops.adapters.git.small_texts import small_texts
 from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
 from deepseek_ops.core.ports import NewCommit, NewTag
 from deepseek_ops.core.records import GitRef
@@ -114,6 +115,11 @@ class GitRepository:
             git = self._mirror.tips([self._checked(commit)])
             self._mirror.contents(git, commit)
             export_tree(git, commit, target)
+
+    def small_texts(self, *, max_bytes: int = 4096, history: bool = True) -> Iterator[bytes]:
+        """Yield what all refs reach: commits, annotated tags, and files below ``max_bytes``; see the port."""
+        with self._mirror.locked():
+            yield from small_texts(self._mirror.small(max_bytes), max_bytes=max_bytes, history=history)
 
     def publish(
         self, *, commit: NewCommit | None = None, tags: Sequence[NewTag] = (), delete: Sequence[str] = ()
