@@ -129,6 +129,10 @@ class PackRead(NamedTuple):
     end: int
     files: list[Stored]
 
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
 
 def stored_files(page: Page) -> list[Stored]:
     """Return the files of a page with their places."""
@@ -160,24 +164,34 @@ def plan_reads(files: Iterable[Stored]) -> Iterator[PackRead]:
             yield current
 
 
+def fetch_packed(store: ObjectStore, read: PackRead) -> bytes:
+    """Return the bytes of a request. Raises ObjectNotFoundError."""
+    return store.get(pack_key(read.pack.hex()), start=read.start, length=read.end - read.start) if read.length else b""
+
+
 def read_packed(
     store: ObjectStore, read: PackRead, check: Callable[[bytes], bool] = lambda _digest: True
 ) -> Iterator[tuple[Stored, memoryview]]:
     """Yield each file of a request with its bytes, those verified whose digest ``check`` picks.
 
-    Raises IntegrityError naming the file; also where the pack ends before the file does.
+    Raises ObjectNotFoundError, and IntegrityError naming the file; also where the pack ends before the file does.
     """
-    key = pack_key(read.pack.hex())
-    data = memoryview(store.get(key, start=read.start, length=read.end - read.start)) if read.end > read.start else b""
+    return unpacked(store.uri, read, fetch_packed(store, read), check)
+
+
+def unpacked(
+    uri: str, read: PackRead, data: bytes, check: Callable[[bytes], bool]
+) -> Iterator[tuple[Stored, memoryview]]:
+    """Yield each file of a request with its part of ``data``, as ``read_packed`` does."""
     view = memoryview(data)
+    sha256, start = hashlib.sha256, read.start
     for file in read.files:
-        begin = file.location.offset - read.start
-        content = view[begin : begin + file.entry.size]
-        if len(content) == file.entry.size and not check(file.entry.digest):
-            yield file, content
-            continue
-        actual = hashlib.sha256(content).digest()
-        if actual != file.entry.digest:
-            where = f"{file.entry.path} in {store.uri}/{key}"
-            raise IntegrityError(where, file.entry.digest.hex(), actual.hex())
+        entry, (_, offset) = file
+        begin = offset - start
+        content = view[begin : begin + entry.size]
+        if len(content) != entry.size or check(entry.digest):
+            actual = sha256(content).digest()
+            if actual != entry.digest:
+                where = f"{entry.path} in {uri}/{pack_key(read.pack.hex())}"
+                raise IntegrityError(where, entry.digest.hex(), actual.hex())
         yield file, content
