@@ -6,6 +6,7 @@ Default connection ids: ``deepseek_ops_git``, ``deepseek_ops_store``, ``deepseek
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +23,24 @@ if TYPE_CHECKING:
     from deepseek_ops.core.ports import Blobs, Facts, Launcher, ObjectStore
     from deepseek_ops.data import DatasetRepository
 
-_AWS_FIELDS = {
-    "AWS_SESSION_TOKEN": "aws_session_token",
-    "AWS_REGION": "region_name",
-    "AWS_ENDPOINT_URL": "endpoint_url",
+_LOGIN_VARIABLES = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "gs": ("", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
+"""What login and password of a store's connection are, by the kind of store."""
+_EXTRA_VARIABLES = {
+    "s3": {
+        "AWS_SESSION_TOKEN": "aws_session_token",
+        "AWS_REGION": "region_name",
+        "AWS_ENDPOINT_URL": "endpoint_url",
+    },
+    "gs": {
+        "GOOGLE_SERVICE_ACCOUNT_KEY": "keyfile_dict",
+        "GOOGLE_APPLICATION_CREDENTIALS": "key_path",
+        "GOOGLE_BASE_URL": "endpoint_url",
+    },
+    "az": {"AZURE_STORAGE_SAS_TOKEN": "sas_token", "AZURE_ENDPOINT_URL": "endpoint_url"},
 }
 
 
@@ -144,8 +159,11 @@ class GitRemoteHook(PortHook):
 class StoreHook(PortHook):
     """The object store behind a ``deepseek_store``, ``aws`` or ``generic`` connection.
 
-    Host or extra ``uri`` = ``s3://bucket/prefix`` or ``file:///folder``; login and password = access key and secret;
-    extras ``endpoint_url``, ``region_name``, ``aws_session_token``. Without a login the machine's own credentials hold.
+    Host or extra ``uri`` = ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix`` or
+    ``file:///folder``. Login and password = access key and secret (S3), account and its key (Azure); for Google the
+    password or extra ``keyfile_dict`` is the service account's JSON, or extra ``key_path`` its file. Further extras:
+    ``endpoint_url``, ``region_name``, ``aws_session_token``, ``sas_token``. Without any the machine's own credentials
+    hold.
     """
 
     conn_name_attr = "store_conn_id"
@@ -160,21 +178,22 @@ class StoreHook(PortHook):
     @cached_property
     def uri(self) -> str:
         """The store's URI, without credentials."""
-        remedy = "give s3://bucket/prefix or file:///folder"
+        remedy = "give s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
         return self.required("host", self.extra.get("uri") or self.connection.host, remedy)
 
-    @cached_property
-    def _credentials(self) -> dict[str, str]:
-        from deepseek_ops.adapters.stores.opening import CREDENTIAL_VARIABLES
+    def _credentials(self, uri: str) -> dict[str, str]:
+        from deepseek_ops.adapters.stores.opening import VARIABLES_OF
+        from deepseek_ops.adapters.stores.uris import StoreUri
 
-        given = {name: str(self.extra[key]) for name, key in _AWS_FIELDS.items() if self.extra.get(key)}
-        if self.connection.login:
-            keys = {
-                "AWS_ACCESS_KEY_ID": str(self.connection.login),
-                "AWS_SECRET_ACCESS_KEY": str(self.connection.password or ""),
-            }
+        kind = StoreUri.parse(uri).kind
+        extras = _EXTRA_VARIABLES.get(kind, {})
+        found = {name: self.extra[key] for name, key in extras.items() if self.extra.get(key)}
+        given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+        pair = zip(_LOGIN_VARIABLES.get(kind, ()), (self.connection.login, self.connection.password), strict=False)
+        keys = {name: str(value) for name, value in pair if name and value}
+        if keys:
             return {**keys, **given}
-        return {**{name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ}, **given}
+        return {**{name: os.environ[name] for name in VARIABLES_OF.get(kind, ()) if name in os.environ}, **given}
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -184,7 +203,7 @@ class StoreHook(PortHook):
         """Return the store at another URI, opened with this connection's credentials."""
         from deepseek_ops.adapters.stores import open_store
 
-        return open_store(uri, self._credentials)
+        return open_store(uri, self._credentials(uri))
 
     @cached_property
     def blobs(self) -> Blobs:
@@ -202,7 +221,7 @@ class StoreHook(PortHook):
         """Return the secret variables that let a job open the same store."""
         from deepseek_ops.adapters.stores import store_environment
 
-        return store_environment(self.uri, self._credentials)
+        return store_environment(self.uri, self._credentials(self.uri))
 
 
 class FactsHook(PortHook):

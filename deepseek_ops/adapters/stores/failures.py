@@ -30,8 +30,16 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _ACCESS_STATUS = (301, 307, 400, 401, 403, 405)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
-TRANSIENT_CODES = ("BadDigest", "RequestTimeout", "IncompleteBody", "XAmzContentSHA256Mismatch", "Md5Mismatch")
+TRANSIENT_CODES = (
+    "BadDigest",
+    "MalformedXML",
+    "RequestTimeout",
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "Md5Mismatch",
+)
 """Refusals of bytes that were damaged or cut on their way: sending them again can help."""
+_LOST = ("connection reset", "the connection ended early")
 _CUT = ("request or response body error", "error decoding response body", "end of file before message length")
 """What obstore says of an answer that began and was not finished."""
 
@@ -77,6 +85,8 @@ def _transport(text: str) -> str:
         ("connection reset", "connection reset"),
         ("incompletemessage", "the connection ended early"),
         ("unexpected eof", "the connection ended early"),
+        ("broken pipe", "the connection ended early"),
+        ("connection closed", "the connection ended early"),
         ("credential", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("169.254.169.254", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     ):
@@ -91,9 +101,10 @@ def is_busy(error: Exception) -> bool:
 
 
 def is_damaged(error: Exception) -> bool:
-    """Return whether bytes were damaged or cut on their way, in either direction, without anything being stored."""
+    """Return whether the request or its answer was damaged, cut or lost on its way. It may have been carried out."""
     text = str(error)
-    return code_of(text) in TRANSIENT_CODES or any(sign in text.lower() for sign in _CUT)
+    lost = status_of(text) is None and _transport(text) in _LOST
+    return lost or code_of(text) in TRANSIENT_CODES or any(sign in text.lower() for sign in _CUT)
 
 
 def status_of(text: str) -> int | None:

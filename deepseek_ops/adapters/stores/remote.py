@@ -283,8 +283,9 @@ class RemoteStore:
 
 
 def beyond_end(error: Exception) -> bool:
-    """Return whether a range was refused because the object ends before it."""
-    return status_of(str(error)) == 416
+    """Return whether a range was refused because the object ends before it, by the server or by obstore itself."""
+    text = str(error)
+    return status_of(text) == 416 or "Wanted range starting at" in text
 
 
 def checked_parts(key: str, source: Path, part_bytes: int) -> Iterator[bytes]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from obstore.exceptions import AlreadyExistsError
 
+from deepseek_ops.adapters.stores.clients import CONNECT_SECONDS, READ_SECONDS
 from deepseek_ops.adapters.stores.failures import status_of
 from deepseek_ops.adapters.stores.pace import jittered
 from deepseek_ops.adapters.stores.remote import AGAIN_SECONDS, MAX_PARTS, PARALLEL_PARTS, PART_BYTES, RemoteStore
-from deepseek_ops.adapters.stores.s3_client import CONNECT_SECONDS, READ_SECONDS, connect, signing_place
+from deepseek_ops.adapters.stores.s3_client import connect, signing_place
 from deepseek_ops.adapters.stores.s3_parts import PartedUpload, abort, open_uploads
 from deepseek_ops.adapters.stores.s3_requests import S3Requests, parsed_xml
 from deepseek_ops.adapters.stores.uris import StoreUri

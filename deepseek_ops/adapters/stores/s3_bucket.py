@@ -10,8 +10,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from deepseek_ops.adapters.stores.clients import CONNECT_SECONDS, READ_SECONDS
 from deepseek_ops.adapters.stores.failures import code_of, explained, translated
-from deepseek_ops.adapters.stores.s3_client import CONNECT_SECONDS, READ_SECONDS, connect
+from deepseek_ops.adapters.stores.s3_client import connect
 from deepseek_ops.adapters.stores.uris import StoreUri
 from deepseek_ops.core.errors import StoreAccessError, StoreUnavailableError
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from obstore.store import S3Store as Client
 
+from deepseek_ops.adapters.stores.clients import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    checked_endpoint,
+    client_options,
+    retry_config,
+)
 from deepseek_ops.adapters.stores.s3_requests import S3Place
-from deepseek_ops.adapters.stores.uris import StoreUri, StoreUriError
+from deepseek_ops.adapters.stores.uris import StoreUri
 from deepseek_ops.core.errors import StoreAccessError
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-CONNECT_SECONDS = 3
-READ_SECONDS = 20
-"""Longest silence of a server in the middle of an answer."""
-REQUEST_SECONDS = 600
-RETRIES = 3
-RETRY_SECONDS = 8
-"""No retry begins later than this: a server that is down must show in about ten seconds, not in minutes."""
+__all__ = ["CONNECT_SECONDS", "READ_SECONDS", "connect", "signing_place"]
 
 
 def connect(uri: StoreUri, credentials: Mapping[str, str], *, with_prefix: bool = True) -> Client:
@@ -39,25 +37,12 @@ def connect(uri: StoreUri, credentials: Mapping[str, str], *, with_prefix: bool 
         uri.bucket,
         prefix=uri.prefix if with_prefix and uri.prefix else None,
         region=region,
-        endpoint=_checked_endpoint(uri, endpoint) if endpoint else _aws_endpoint(uri.bucket, region),
+        endpoint=checked_endpoint(uri, "AWS_ENDPOINT_URL", endpoint) if endpoint else _aws_endpoint(uri.bucket, region),
         virtual_hosted_style_request=not endpoint and "." not in uri.bucket,
         checksum_algorithm="SHA256",
         conditional_put="etag",
-        client_options={
-            "allow_http": endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-            "read_timeout": timedelta(seconds=READ_SECONDS),
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
-        },
-        retry_config={
-            "max_retries": RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=2),
-                "base": 2,
-            },
-        },
+        client_options=client_options(endpoint),
+        retry_config=retry_config(),
         credential_provider=provider,
     )
 
@@ -69,7 +54,7 @@ def signing_place(uri: StoreUri, credentials: Mapping[str, str]) -> S3Place | No
         return None
     endpoint = credentials.get("AWS_ENDPOINT_URL", "")
     region = credentials.get("AWS_REGION", "us-east-1")
-    base = _checked_endpoint(uri, endpoint) if endpoint else _aws_endpoint(uri.bucket, region)
+    base = checked_endpoint(uri, "AWS_ENDPOINT_URL", endpoint) if endpoint else _aws_endpoint(uri.bucket, region)
     in_host = not endpoint and "." not in uri.bucket
     return S3Place(
         base if in_host else f"{base}/{uri.bucket}", region, key, secret, credentials.get("AWS_SESSION_TOKEN", "")
@@ -79,24 +64,6 @@ def signing_place(uri: StoreUri, credentials: Mapping[str, str]) -> S3Place | No
 def _aws_endpoint(bucket: str, region: str) -> str:
     """Amazon's own endpoint, spelt out: a variable of this process must not redirect explicit credentials."""
     return f"https://s3.{region}.amazonaws.com" if "." in bucket else f"https://{bucket}.s3.{region}.amazonaws.com"
-
-
-def _checked_endpoint(uri: StoreUri, endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
-        raise StoreUriError(str(uri), "has an AWS_ENDPOINT_URL that is no plain http(s) URL")
-    if parts.scheme == "http" and not (uri.insecure or _loopback(parts.hostname)):
-        raise StoreUriError(
-            str(uri), f"would send data in clear to {parts.hostname}: use https, or s3+http:// if that is meant"
-        )
-    return endpoint.rstrip("/")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _provider(uri: StoreUri, credentials: Mapping[str, str]) -> Callable[[], S3Credential] | None:
