@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the ``data`` group."""
     app.command("export")(export_version)
     app.command("import")(import_version)
+    app.command("serve")(serve)
 
 
 def export_version(
@@ -131,6 +132,22 @@ def import_version(
         versions: list[DatasetVersion] = import_from(job, kind)
     body: list[JsonValue] = [made.dump() for made in versions]
     _print(body if history else body[0])
+
+
+def serve(
+    store: Store,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8790,
+    tls_cert: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Its key, PEM.")] = None,
+    allow_plain_http: Annotated[bool, typer.Option(help="No TLS although others can connect.")] = False,
+) -> None:
+    """Show a store's datasets in a browser, read-only; the address with its access token is printed once."""
+    from deepseek_ops.web.data_server import run_data_server
+    from deepseek_ops.web.lfs_serving import Address
+
+    address = Address(host, port, tls_cert, tls_key, allow_plain_http)
+    run_data_server(DatasetRepository(open_store(store)), address, tell=typer.echo)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from deepseek_ops.core.records import DatasetVersion
 from deepseek_ops.data.blobs import StoreBlobs
 from deepseek_ops.data.committing import append_commit, commit_body
 from deepseek_ops.data.folders import local_error
+from deepseek_ops.data.gc_guard import writing
 from deepseek_ops.data.layout import require_format, tree_key
-from deepseek_ops.data.naming import checked_name
+from deepseek_ops.data.naming import checked_branch, checked_name
 from deepseek_ops.data.packs import PackWriter
 from deepseek_ops.data.pages import (
     LOOSE,
@@ -91,17 +92,18 @@ def commit_arriving(
     Raises:
         EmptyDatasetError: Nothing arrived.
     """
-    store = repository.store
     checked_name("dataset", origin.name)
-    require_format(store)
-    log = RefLog(store, origin.name, origin.branch)
-    head = log.head() or RefLog(store, origin.name, "main").head()
-    base = repository.tree(head.version) if head else Tree.empty(store)
-    tree = store_arriving(store, arriving, parent=base, source=source, sequential=sequential, progress=progress)
-    body = commit_body(
-        tree, name=origin.name, message=origin.message, author=origin.author, lineage=dict(origin.lineage or {})
-    )
-    return append_commit(store, log, log.last(), body, None)
+    checked_branch(origin.branch)
+    require_format(repository.store)
+    # Guarded: no collection takes what this import relies on before the branch names it.
+    with writing(repository.store, holder=f"import into {origin.name}@{origin.branch} by {origin.author}") as store:
+        log = RefLog(store, origin.name, origin.branch)
+        head = log.head() or RefLog(store, origin.name, "main").head()
+        base = DatasetRepository(store).tree(head.version) if head else Tree.empty(store)
+        tree = store_arriving(store, arriving, parent=base, source=source, sequential=sequential, progress=progress)
+        lineage = dict(origin.lineage or {})
+        body = commit_body(tree, name=origin.name, message=origin.message, author=origin.author, lineage=lineage)
+        return append_commit(store, log, log.last(), body, None)
 
 
 def store_arriving(
