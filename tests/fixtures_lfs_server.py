@@ -129,10 +129,13 @@ class Clone:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = 120, data: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["git", "-C", str(self.folder), *arguments],
             env=self.environment,
+            input=data,
             capture_output=True,
             text=True,
             check=False,
@@ -141,8 +144,8 @@ class Clone:
         assert not check or done.returncode == 0, f"git {arguments}: {done.stdout}\n{done.stderr}"
         return done
 
-    def git(self, *arguments: str) -> str:
-        return self.run(*arguments).stdout.strip()
+    def git(self, *arguments: str, data: str | None = None) -> str:
+        return self.run(*arguments, data=data).stdout.strip()
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Run git in a process group of its own, to be killed with all its children."""

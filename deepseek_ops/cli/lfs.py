@@ -20,10 +20,12 @@ from pydantic import JsonValue
 from deepseek_ops.adapters.git_lfs.signing import read_secrets, write_secret
 from deepseek_ops.adapters.git_lfs.tokens import Access, Grant, TokenBook, repository_name
 from deepseek_ops.adapters.stores import STORE_VARIABLE, open_store
+from deepseek_ops.cli import lfs_client
 
 app = typer.Typer(name="lfs", help="Git LFS server: weights pushed by plain git clients.", no_args_is_help=True)
 token_app = typer.Typer(name="token", help="Tokens of the Git LFS server.", no_args_is_help=True)
 app.add_typer(token_app)
+lfs_client.register(app)
 
 Store = Annotated[str, typer.Option("--store", envvar=STORE_VARIABLE, help="Such as s3://bucket/prefix or a folder.")]
 SecretFile = Annotated[

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from deepseek_ops.adapters.git_lfs.links import Operation, Ticket
 from deepseek_ops.adapters.git_lfs.problems import LfsRequestError, TokenRefusedError
+from deepseek_ops.adapters.git_lfs.receiving import WRONG_CONTENT
 from deepseek_ops.core.errors import StoreUnavailableError
 from deepseek_ops.core.objects import blob_key
 from deepseek_ops.web.lfs import LfsService
@@ -49,7 +50,7 @@ class Transfers:
         opened = self._service()
         announced = request.headers.get("content-length")
         if announced is not None and announced != str(ticket.size):
-            raise LfsRequestError(422, f"{announced} bytes are announced, the object has {ticket.size}")
+            raise LfsRequestError(WRONG_CONTENT, f"{announced} bytes are announced, the object has {ticket.size}")
         if self._uploads >= opened.settings.max_uploads:
             raise LfsRequestError(429, "too many uploads at once", retry_after=BUSY_SECONDS)
         self._uploads += 1

@@ -35,16 +35,18 @@ for name, headers in (("nobody", {}), ("viewer", login("vera", "VIEWER")), ("op"
     for access in ("read", "write"):
         note(f"{name}-{access}", client.post(f"{TOKENS}/{access}", json=wanted, headers=headers))
     note(f"{name}-list", client.get(f"{TOKENS}/", headers=headers))
-note("form", client.post(f"{TOKENS}/write", content=json.dumps(wanted), headers={**login("o", "OP"), "Content-Type": "text/plain"}))
+form = {**login("o", "OP"), "Content-Type": "text/plain"}
+note("form", client.post(f"{TOKENS}/write", content=json.dumps(wanted), headers=form))
 token = seen["op-write"][1]["token"]
 body = {"operation": "upload", "objects": [{"oid": "a" * 64, "size": 3}]}
 note("batch-nobody", client.post(f"{SERVER}/objects/batch", json=body, headers=LFS))
 note("batch-airflow-login", client.post(f"{SERVER}/objects/batch", json=body, headers={**LFS, **login("o", "ADMIN")}))
-note("batch", client.post(f"{SERVER}/objects/batch", json=body, headers={**LFS, "Authorization": f"Bearer {token}"}))
+ours = {**LFS, "Authorization": f"Bearer {token}"}
+note("batch", client.post(f"{SERVER}/objects/batch", json=body, headers=ours))
 token_id = seen["op-write"][1]["id"]
 note("viewer-revoke", client.post(f"{TOKENS}/{token_id}/revoke", json={}, headers=login("vera", "VIEWER")))
 note("revoke", client.post(f"{TOKENS}/{token_id}/revoke", json={"reason": "lost"}, headers=login("o", "OP")))
-note("batch-revoked", client.post(f"{SERVER}/objects/batch", json=body, headers={**LFS, "Authorization": f"Bearer {token}"}))
+note("batch-revoked", client.post(f"{SERVER}/objects/batch", json=body, headers=ours))
 note("plugins", client.get("/api/v2/plugins", headers=login("o", "ADMIN")))
 note("import-errors", client.get("/api/v2/plugins/importErrors", headers=login("o", "ADMIN")))
 print("SEEN" + json.dumps(seen))

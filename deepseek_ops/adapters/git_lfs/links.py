@@ -7,6 +7,7 @@ dies with it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Tickets:
             size=size,
             token=grant.id,
             subject=grant.subject,
-            expires=int(self._now()) + self.seconds,
+            expires=math.ceil(self._now()) + self.seconds,
         )
         return {"Authorization": f"Bearer {self._signer.sign(ticket.dump())}"}
 

@@ -34,13 +34,15 @@ MAX_PARTS = 9_000
 PARALLEL_PARTS = 4
 """Parts of one upload in flight: 64 MiB of memory."""
 SINGLE_PUT_BYTES = 2 * PART_BYTES
+WRONG_CONTENT = 400
+"""As S3 answers. git-lfs takes 422 for a quarrel about media types: it would let the push succeed."""
 
 
 class Receiver(Protocol):
     """Stores an object from a stream."""
 
     def receive(self, oid: Digest, size: int, chunks: Iterator[bytes]) -> None:
-        """Store the stream under its digest. Raises LfsRequestError (422) when it is not ``size`` bytes of ``oid``.
+        """Store the stream under its digest. Raises LfsRequestError (400) when it is not ``size`` bytes of ``oid``.
 
         What was there before stays when the stream is wrong, or ends early, or this process dies.
         """
@@ -81,13 +83,13 @@ class _Checked:
 
     def _check_length(self) -> None:
         if self._seen > self._size:
-            raise LfsRequestError(422, f"more than the {self._size} bytes that were announced")
+            raise LfsRequestError(WRONG_CONTENT, f"more than the {self._size} bytes that were announced")
 
     def _finish(self) -> None:
         if self._seen != self._size:
-            raise LfsRequestError(422, f"{self._seen} of the {self._size} bytes that were announced")
+            raise LfsRequestError(WRONG_CONTENT, f"{self._seen} of the {self._size} bytes that were announced")
         if self._hash.hexdigest() != self._oid:
-            raise LfsRequestError(422, f"the content is {self._hash.hexdigest()}, not {self._oid}")
+            raise LfsRequestError(WRONG_CONTENT, f"the content is {self._hash.hexdigest()}, not {self._oid}")
 
 
 class LocalReceiver:
