@@ -80,8 +80,8 @@ class DatasetRepository:
         it, the branch must still be there (or have never been, which starts it there): BranchMovedError otherwise. A
         folder equal to the head, with equal lineage and splits, makes no new version, so committing twice is safe.
         """
-        with self._guarded(f"commit to {self._log(name, branch).name} by {author}") as inner:
-            store, log = inner.store, inner._log(name, branch)
+        with self._guarded(f"commit to {self.log_of(name, branch).name} by {author}") as inner:
+            store, log = inner.store, inner.log_of(name, branch)
             last = log.last()
             head = None if last is None or last.deleted else last.version
             start = parent or head or inner._head_of_main(name)
@@ -99,7 +99,8 @@ class DatasetRepository:
             inner._ready = True
             yield inner
 
-    def _log(self, name: str, branch: str) -> RefLog:
+    def log_of(self, name: str, branch: str) -> RefLog:
+        """Return the log of a branch, which need not exist. Raises InvalidNameError."""
         return RefLog(self._store, checked_name("dataset", name), checked_branch(branch))
 
     def _head_of_main(self, name: str) -> Digest | None:
@@ -173,7 +174,7 @@ class DatasetRepository:
 
         Raises VersionNotFoundError for a branch that does not exist, IntegrityError when its history was altered.
         """
-        log = self._log(name, branch)
+        log = self.log_of(name, branch)
         entries = list(graph_log(self._store, log, limit=limit))
         if not entries:
             raise VersionNotFoundError(self._store.uri, log.name)
@@ -219,10 +220,10 @@ class DatasetRepository:
         ``linear`` redoes the version's changes on top of the branch instead: one parent, as Git's rebase. Raises
         MergeConflictError with every conflict that no preference settles, BranchNotFoundError, BranchContendedError.
         """
-        with self._guarded(f"merge into {self._log(name, into).name} by {author}") as inner:
+        with self._guarded(f"merge into {self.log_of(name, into).name} by {author}") as inner:
             theirs = inner.resolve(source)
             request = MergeRequest(source, theirs, author, message, preferences, fast_forward, linear)
-            return merge_into(inner.store, inner._log(name, into), request, workers=self._workers)
+            return merge_into(inner.store, inner.log_of(name, into), request, workers=self._workers)
 
     def diff(self, old: str, new: str) -> DatasetDiff:
         """Return the paths that differ between two versions; parts they share are not read."""
