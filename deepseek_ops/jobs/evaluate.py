@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.records import DatasetVersion, FileEntry, FileSet, Record
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.training_data import DOCUMENTS, local_dataset, local_files
+from deepseek_ops.jobs.training_data import DOCUMENTS, document_files, local_dataset, local_files
 from deepseek_ops.jobs.training_engine import device_of
 from deepseek_ops.jobs.training_model import use_grouped_experts
 from deepseek_ops.jobs.training_publish import WINDOW_KEY
@@ -112,7 +112,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
     selection = Selection.load(_object(payload["selection"]))
     model_folder = local_files(context, FileSet.load(_object(payload["model"])), "model")
     folder = local_dataset(context, dataset, DOCUMENTS)
-    texts = select(folder / DOCUMENTS / f"{selection.split}.jsonl", selection.max_items)
+    texts = select(document_files(folder, selection.split), selection.max_items)
     if not texts:
         raise EmptySelectionError(selection.of(dataset))
     items = score(model_folder, texts, window=selection.window)
@@ -128,16 +128,15 @@ def run(context: JobContext) -> dict[str, JsonValue]:
     }
 
 
-def select(path: Path, max_items: int | None) -> list[tuple[str, str]]:
+def select(paths: Sequence[Path], max_items: int | None) -> list[tuple[str, str]]:
     """Return (id, text) of the first documents by content hash; all of them when ``max_items`` is None."""
-    if not path.is_file():
-        return []
     found: list[tuple[str, str, str]] = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            document = json.loads(line)
-            text = str(document["text"])
-            found.append((hashlib.sha256(text.encode()).hexdigest(), str(document["id"]), text))
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                document = json.loads(line)
+                text = str(document["text"])
+                found.append((hashlib.sha256(text.encode()).hexdigest(), str(document["id"]), text))
     return [(name, text) for _, name, text in sorted(found)[:max_items]]
 
 

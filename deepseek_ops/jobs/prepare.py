@@ -1,197 +1,221 @@
 """The prepare job: raw objects in, a committed dataset version with token shards out.
 
-Payload: ``{"code": FileSet, "callable": "module:function", "raw": FileSet, "dataset": name, "split": {name: share},
-"parameters": {}}``. Result: ``{"dataset": DatasetVersion, "report": {...}}``. Equal code and raw objects give equal
-bytes, hence the same version: nothing in the folder depends on time, chance or paths. The version's lineage names the
-Python files of the repository, not the whole of it, so that a push which leaves the data alone finds the version there.
+Payload::
+
+    code         FileSet of the model repository
+    callable     "module:function", or empty: the raw data is what a callable would have written
+    raw          DatasetVersion of the raw dataset, or a FileSet
+    dataset      name of the version to make
+    split        {name: share}
+    parameters   keyword arguments of the callable
+    tokenizer    folder of the repository with a ready tokenizer, or empty
+    checks       ``data.checks`` of the pipeline file
+    evaluation   [{name, fields, path} or {name, fields, dataset: DatasetVersion, pattern}]
+    limits       {memory_bytes, cpu_seconds, file_bytes, open_files, processes}
+
+Result: ``{"dataset": DatasetVersion, "report": {...}, "gate": {...}}``. Equal code and raw objects give equal bytes,
+hence the same version: nothing in the folder depends on time, chance or paths. The version's lineage names the Python
+files of the repository, not the whole of it, so that a push which leaves the data alone finds the version there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import JobStoppedError, PermanentError, TransientError
-from deepseek_ops.core.records import DatasetVersion, FileSet
+from deepseek_ops.core.config import DataChecks
+from deepseek_ops.core.records import DatasetVersion, Digest, FileSet
+from deepseek_ops.data import DatasetRepository, VersionNotFoundError
+from deepseek_ops.data.content import DataGateError
+from deepseek_ops.data.content.contamination import Item
+from deepseek_ops.data.content.record_diff import stored_profiles
+from deepseek_ops.data.content.rows import Row, read_rows
+from deepseek_ops.data.content.verdict import evaluation_items
+from deepseek_ops.data.content.version_files import open_files
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.prepare_documents import write_dataset
-from deepseek_ops.jobs.training_data import local_files
+from deepseek_ops.jobs.prepare_documents import Prepared, write_dataset
+from deepseek_ops.jobs.prepare_process import call
+from deepseek_ops.jobs.training_data import fetched_once, local_files
 
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
-"""Variables that the child gets from us. Everything else, keys and endpoints above all, stays behind."""
-_LOG_LINES = 20
-_POLL_SECONDS = 0.1
 AUTHOR = "deepseek-ops <prepare@deepseek-ops.invalid>"
-
-
-@dataclass(eq=False)
-class PrepareFailedError(PermanentError):
-    """The model repository's callable raised, or broke its contract."""
-
-    target: str
-    status: int
-    log: str
-
-    def __str__(self) -> str:
-        return f"{self.target} ended with status {self.status}; its last lines:\n{self.log}"
-
-
-@dataclass(eq=False)
-class PrepareKilledError(TransientError):
-    """The callable's process was killed: out of memory, or by the machine."""
-
-    target: str
-    signal_name: str
-
-    def __str__(self) -> str:
-        return f"{self.target} was killed by {self.signal_name}; give the job more memory, or read its input in parts."
+BRANCH = "main"
 
 
 def run(context: JobContext) -> dict[str, JsonValue]:
-    """Return the committed dataset version and a report of what is in it.
+    """Return the committed dataset version, a report of what is in it, and the gate's verdict.
 
     Raises:
         PrepareFailedError: The callable raised; the message ends with its traceback.
-        PrepareKilledError: Its process was killed.
-        InvalidDocumentError, MissingTokenizerError, EmptyDatasetError: It wrote something else than the contract says.
+        PrepareMemoryError, PrepareKilledError: It used too much memory, or its process was killed.
+        DataGateError: A check of the pipeline file blocks; no version was made.
+        MissingDocumentsError, MissingTokenizerError, EmptyDatasetError: It wrote something else than the contract says.
     """
-    payload = context.payload
-    code = FileSet.load(_object(payload["code"]))
-    raw = FileSet.load(_object(payload["raw"]))
-    parameters = _object(payload.get("parameters"))
-    target, name = str(payload["callable"]), str(payload["dataset"])
-    shares = {str(key): float(str(value)) for key, value in _object(payload["split"]).items()}
-
-    scratch = context.work / "scratch"
-    for leftover in (scratch, context.work / "dataset"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    _call(context, target, local_files(context, code, "code"), local_files(context, raw, "raw"), scratch, parameters)
-    context.event("prepared", seconds=None, callable=target)
-    report = write_dataset(scratch / "out", context.work / "dataset", shares)
-    version = _commit(
-        context,
-        name,
-        splits={split: int(str(count)) for split, count in _object(report["documents_by_split"]).items()},
-        lineage={
-            "callable": target,
-            "code": _sources(code).fingerprint,
-            "parameters": parameters,
-            "raw": raw.fingerprint,
-            "split": dict(shares),
-        },
-    )
-    context.event("committed", dataset=name, version=version.version, **report)
-    return {"dataset": version.dump(), "report": report}
+    return _Preparation(context).run()
 
 
-def _commit(
-    context: JobContext, name: str, *, splits: Mapping[str, int], lineage: Mapping[str, JsonValue]
-) -> DatasetVersion:
-    from deepseek_ops.data import DatasetRepository
+class _Preparation:
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        payload = context.payload
+        self._code = FileSet.load(_object(payload["code"]))
+        self._raw = _raw_of(_object(payload["raw"]))
+        self._target, self._name = str(payload["callable"]), str(payload["dataset"])
+        self._parameters = _object(payload.get("parameters"))
+        self._tokenizer = str(payload.get("tokenizer") or "")
+        self._shares = {str(key): float(str(value)) for key, value in _object(payload["split"]).items()}
+        self._checks = DataChecks.model_validate(_object(payload.get("checks")))
+        self._scratch, self._folder = context.work / "scratch", context.work / "dataset"
 
-    return DatasetRepository.open(context.store).commit(
-        context.work / "dataset",
-        name=name,
-        message=f"Prepare {name}",
-        author=AUTHOR,
-        lineage=dict(lineage),
-        splits=splits,
-        branch="main",
-    )
+    def run(self) -> dict[str, JsonValue]:
+        for leftover in (self._scratch, self._folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        source = self._raw_folder
+        if self._target:
+            self._call()
+            source = self._scratch / "out"
+        prepared = self._written(source)
+        counts = prepared.report["documents_by_split"]
+        version = self._commit(prepared, {name: int(str(count)) for name, count in _object(counts).items()})
+        self._context.event("committed", dataset=self._name, version=version.version, **prepared.report)
+        gate = prepared.content.dump()
+        return {"dataset": version.dump(), "report": {**prepared.report, **_verdict(prepared)}, "gate": gate}
 
+    @cached_property
+    def _datasets(self) -> DatasetRepository:
+        return DatasetRepository(self._context.store)
 
-def _sources(code: FileSet) -> FileSet:
-    """Return the Python files of the repository: a new learning rate or README must not make a new dataset version."""
-    return FileSet(files=tuple(entry for entry in code.files if entry.path.endswith(".py")))
+    @cached_property
+    def _code_folder(self) -> Path:
+        return local_files(self._context, self._code, "code")
 
+    @cached_property
+    def _raw_folder(self) -> Path:
+        raw = self._raw
+        if isinstance(raw, FileSet):
+            return local_files(self._context, raw, "raw")
+        folder = self._context.work / f"raw-{raw.version[:16]}"
+        return fetched_once(folder, lambda target: self._datasets.checkout(raw.version, target))
 
-def _call(
-    context: JobContext, target: str, code: Path, raw: Path, scratch: Path, parameters: Mapping[str, JsonValue]
-) -> None:
-    """Run the callable in a process of its own with ``scratch`` as its working directory."""
-    scratch.mkdir(parents=True)
-    command = [
-        *(sys.executable, "-B", "-m", "deepseek_ops.jobs.prepare_child", target),
-        *(str(raw), str(scratch / "out"), json.dumps(dict(parameters), sort_keys=True)),
-        *(str(context.spec.timeout_seconds), str(os.getpid())),
-    ]
-    log = context.work / "prepare.log"
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            command,
-            cwd=scratch,
-            env=_environment(code, scratch),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    def _call(self) -> None:
+        limits = {name: None if value is None else int(str(value)) for name, value in _object(
+            self._context.payload.get("limits")).items()}  # fmt: skip
+        limits.setdefault("cpu_seconds", int(self._context.spec.timeout_seconds))
+        limits.setdefault("open_files", 4096)
+        call(
+            self._context,
+            {
+                "target": self._target,
+                "raw": str(self._raw_folder),
+                "code": str(self._code_folder),
+                "scratch": str(self._scratch),
+                "parameters": self._parameters,
+                "limits": limits,
+                "parent": os.getpid(),
+            },
         )
+        self._context.event("prepared", seconds=None, callable=self._target)
+
+    def _written(self, source: Path) -> Prepared:
         try:
-            status = _wait(context, child)
-        finally:
-            _kill(child)
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        tail = _forward(lines)
-    if status == 0:
-        return
-    if status < 0 and -status != signal.SIGXCPU:
-        raise PrepareKilledError(target, signal.Signals(-status).name)
-    raise PrepareFailedError(target, status, tail)
+            prepared = write_dataset(
+                source,
+                self._folder,
+                self._shares,
+                dataset=self._name,
+                tokenizer_folder=self._code_folder / self._tokenizer if self._tokenizer else None,
+                checks=self._checks,
+                items=self._items(),
+                before=self._profiles_before(),
+            )
+        except DataGateError as error:
+            self._context.event("gate", **error.report.dump())
+            raise
+        self._context.event("gate", **prepared.content.dump())
+        return prepared
+
+    def _items(self) -> Iterator[Item]:
+        sets = self._context.payload.get("evaluation")
+        for one in sets if isinstance(sets, list) else []:
+            body = _object(one)
+            listed = body.get("fields")
+            fields = tuple(map(str, listed)) if isinstance(listed, list) else ()
+            yield from evaluation_items(str(body["name"]), self._evaluation_rows(body), fields)
+
+    def _evaluation_rows(self, body: Mapping[str, JsonValue]) -> Iterator[Row]:
+        if "path" in body:
+            path = str(body["path"])
+            with (self._code_folder / path).open("rb") as file:
+                yield from read_rows(path, file)
+            return
+        version = DatasetVersion.load(_object(body["dataset"])).version
+        files = self._datasets.files(version, (str(body.get("pattern") or "*"),))
+        with closing(open_files(self._datasets, files, self._context.work)) as opened:
+            for stored, source in opened:
+                yield from read_rows(stored.entry.path, source)
+
+    def _profiles_before(self) -> dict[str, JsonValue]:
+        if self._checks.quality.max_drift is None:
+            return {}
+        try:
+            return stored_profiles(self._datasets, self._datasets.resolve(f"{self._name}@{BRANCH}"))
+        except VersionNotFoundError:
+            return {}
+
+    def _commit(self, prepared: Prepared, splits: Mapping[str, int]) -> DatasetVersion:
+        lineage: dict[str, JsonValue] = {
+            "callable": self._target,
+            "code": _sources(self._code, self._tokenizer).fingerprint,
+            "parameters": self._parameters,
+            "raw": _identity(self._raw),
+            "split": dict(self._shares),
+            "gate": _gate_in_lineage(prepared),
+        }
+        return DatasetRepository.open(self._context.store).commit(
+            self._folder,
+            name=self._name,
+            message=f"Prepare {self._name}",
+            author=AUTHOR,
+            lineage=lineage,
+            splits=splits,
+            branch=BRANCH,
+        )
 
 
-def _environment(code: Path, scratch: Path) -> dict[str, str]:
-    """Return the child's variables: none of ours that could hold a secret; hashes and threads fixed."""
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {
-        **passed,
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
-        "PYTHONPATH": str(code),
-        "PYTHONHASHSEED": "0",
-        "PYTHONNOUSERSITE": "1",
-        "PYTHONUTF8": "1",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
+def _verdict(prepared: Prepared) -> dict[str, JsonValue]:
+    return {"verdict": prepared.content.verdict, "findings": len(prepared.content.findings)}
 
 
-def _wait(context: JobContext, child: subprocess.Popen[bytes]) -> int:
-    deadline = time.monotonic() + context.spec.timeout_seconds
-    while (status := child.poll()) is None:
-        if context.stop_requested:
-            raise JobStoppedError(context.spec.name, context.stop_reason)
-        if time.monotonic() > deadline:
-            raise JobStoppedError(context.spec.name, f"prepare took more than {context.spec.timeout_seconds:.0f} s")
-        time.sleep(_POLL_SECONDS)
-    return status
+def _gate_in_lineage(prepared: Prepared) -> dict[str, JsonValue]:
+    """Return the verdict on the data itself: what it is beside another version is not its own."""
+    return prepared.own.summary()
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End the child's whole process group: what it started may not outlive it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+def _raw_of(body: Mapping[str, JsonValue]) -> DatasetVersion | FileSet:
+    return DatasetVersion.load(body) if "version" in body else FileSet.load(body)
 
 
-def _forward(lines: IO[str]) -> str:
-    """Copy the child's output into the job's log and return its last lines."""
-    last: deque[str] = deque(maxlen=_LOG_LINES)
-    for line in lines:
-        sys.stdout.write(line)
-        last.append(line)
-    return "".join(last).strip()
+def _identity(raw: DatasetVersion | FileSet) -> JsonValue:
+    if isinstance(raw, FileSet):
+        return raw.fingerprint
+    version: Digest = raw.version
+    return {"dataset": raw.name, "version": version}
+
+
+def _sources(code: FileSet, tokenizer: str) -> FileSet:
+    """Return the files that decide the data: a new learning rate or README must not make a new dataset version."""
+    return FileSet(
+        files=tuple(
+            entry
+            for entry in code.files
+            if entry.path.endswith(".py") or (tokenizer and entry.path.startswith(f"{tokenizer.rstrip('/')}/"))
+        )
+    )
 
 
 def _object(value: JsonValue) -> dict[str, JsonValue]:

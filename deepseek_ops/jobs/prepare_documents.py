@@ -2,59 +2,51 @@
 
 ::
 
-    documents/<split>.jsonl      {"id", "text"}, for evaluation and for people
-    tokens/<split>-00000.bin     see ``deepseek_ops.jobs.tokens``
-    tokenizer/                   as the model repository made it
-    report.json                  counts
+    documents/<split>.jsonl         {"id", "text"} and declared fields, for evaluation and for people;
+    documents/<split>-00001.jsonl   goes on there after 64 MiB
+    tokens/<split>-00000.bin        see ``deepseek_ops.jobs.tokens``
+    tokenizer/                      as the model repository made it
+    report.json, report.html        counts, findings, what each split looks like
 
-A document's split is decided by its content, so adding data moves nothing from train to test. Exact duplicates are
-dropped; a document that differs from one of *another* split only in case and spacing would leak it, and is dropped
-from wherever it comes second.
+Documents are read twice, one at a time: the survey says which ones stay, then those are written. A document's split is
+decided by its content, so adding data moves nothing from train to test. Equal documents are left out; one that equals
+one of *another* split but for case and spacing would leak it, and is left out from wherever it comes second; one that
+nearly equals one of another split goes from the less protected split (train before val before test).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from deepseek_ops.core.config import DataChecks
 from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.data.content import ContentReport, DataGateError, Finding
+from deepseek_ops.data.content.contamination import Item
+from deepseek_ops.data.content.examine import figures
+from deepseek_ops.data.content.page import report_page
+from deepseek_ops.data.content.profile import SplitProfile
+from deepseek_ops.data.content.rows import Row, read_rows
+from deepseek_ops.data.content.survey import Reason, Survey, Surveyed
+from deepseek_ops.data.content.verdict import profile_findings, survey_findings
 from deepseek_ops.data.split import assign_split
-from deepseek_ops.jobs.tokens import TokenWriter
-from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, TOKENS
+from deepseek_ops.jobs.prepare_files import SHARD_BYTES, SplitFiles
+from deepseek_ops.jobs.prepare_tokenizer import load_tokenizer
+from deepseek_ops.jobs.training_data import TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SOURCE = "documents.jsonl"
-_BATCH = 256
-
-
-@dataclass(eq=False)
-class InvalidDocumentError(PermanentError):
-    """A line of documents.jsonl is not a document."""
-
-    line: int
-    problem: str
-
-    def __str__(self) -> str:
-        return f'{SOURCE}, line {self.line}: {self.problem}; write one {{"id": "...", "text": "..."}} per line.'
-
-
-@dataclass(eq=False)
-class MissingTokenizerError(PermanentError):
-    """The callable left no tokenizer that can be loaded."""
-
-    problem: str
-
-    def __str__(self) -> str:
-        return f"tokenizer/: {self.problem}; write tokenizer.json and tokenizer_config.json with an eos_token there."
+SOURCES = ("documents.jsonl", "documents-*.jsonl")
+_PROTECTION = ("train", "val", "test")
 
 
 @dataclass(eq=False)
@@ -67,139 +59,162 @@ class EmptyDatasetError(PermanentError):
         return f"the {self.split} split got no document; give prepare more raw data, or a larger share to the split."
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One line of documents.jsonl."""
+@dataclass(eq=False)
+class MissingDocumentsError(PermanentError):
+    """The callable wrote no documents."""
 
-    id: str
-    text: str
+    def __str__(self) -> str:
+        return (
+            "documents.jsonl, line 0: the callable did not write the file; "
+            "write it or documents-00000.jsonl and so on, or yield documents."
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written, and the verdict on it."""
+
+    report: dict[str, JsonValue]
+    """Counts, as in ``report.json``."""
+    own: ContentReport
+    """The verdict on the data alone, as stored with it."""
+    content: ContentReport
+    """The verdict that also compares with the version before."""
+    profiles: dict[str, JsonValue]
 
 
 @dataclass
 class Counts:
-    """What was met while writing."""
+    """What was written."""
 
-    duplicates: int = 0
-    leaks: int = 0
     characters: int = 0
-    by_split: dict[str, int] = field(default_factory=dict)
+    by_split: Counter[str] = field(default_factory=Counter)
 
 
-def write_dataset(source: Path, target: Path, shares: Mapping[str, float]) -> dict[str, JsonValue]:
-    """Write the dataset's folder from what the callable left in ``source`` and return its report.
+def write_dataset(
+    source: Path,
+    target: Path,
+    shares: Mapping[str, float],
+    *,
+    dataset: str = "",
+    tokenizer_folder: Path | None = None,
+    checks: DataChecks | None = None,
+    items: Iterable[Item] = (),
+    before: Mapping[str, JsonValue] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Prepared:
+    """Write the dataset's folder from what the callable left in ``source`` and return what it came to.
+
+    Args:
+        source: Folder with documents and, unless ``tokenizer_folder`` is given, ``tokenizer/``.
+        target: Folder to make.
+        shares: Split -> share.
+        dataset: Its name, for errors.
+        tokenizer_folder: A ready tokenizer.
+        checks: What must hold.
+        items: Evaluation items that training must not hold.
+        before: Profiles of the version before, for drift; they decide the verdict and are not written.
+        shard_bytes: Size from which on a file of documents goes on in the next one.
 
     Raises:
-        InvalidDocumentError: A line is not a document; says which and why.
-        MissingTokenizerError: There is no usable tokenizer.
+        DataGateError: A check that blocks failed, a line that is no document among them; the report is in it.
+        MissingDocumentsError, MissingTokenizerError: The callable left none.
         EmptyDatasetError: A split with a share got no document.
     """
-    tokenizer, end = load_tokenizer(source / TOKENIZER)
+    checks = checks or DataChecks()
+    tokenizer_folder = tokenizer_folder or source / TOKENIZER
+    tokenizer, end = load_tokenizer(tokenizer_folder)
     target.mkdir(parents=True)
-    shutil.copytree(source / TOKENIZER, target / TOKENIZER)
+    shutil.copytree(tokenizer_folder, target / TOKENIZER)
+    splits = sorted((name for name, share in shares.items() if share > 0), key=_protection)
+    found = _surveyed(source, target.parent / "survey", shares, splits, checks, items)
+    findings = survey_findings(found, checks, lambda: source_rows(source), drops=True)
+    _gate(dataset, findings, found)
+    profiles = {name: SplitProfile() for name in splits}
     counts = Counts()
-    with SplitFiles(target, [name for name, share in shares.items() if share > 0], tokenizer, end) as files:
-        for name, document in _placed(source / SOURCE, shares, counts):
-            files.add(name, document)
-            counts.characters += len(document.text)
-            counts.by_split[name] = counts.by_split.get(name, 0) + 1
-    for name, share in shares.items():
-        if share > 0 and not counts.by_split.get(name):
+    fields = ("id", "text", *(name for name in checks.schema_.fields if name not in ("id", "text")))
+    with SplitFiles(target, splits, tokenizer, end, profiles, fields, shard_bytes) as files:
+        for number, row in enumerate(source_rows(source)):
+            if found.kept(number) and isinstance(row.value, dict):
+                text = str(row.value["text"])
+                split = _split_of(shares)(row, text)
+                files.add(split, row.value)
+                counts.characters += len(text)
+                counts.by_split[split] += 1
+    for name in splits:
+        if not counts.by_split.get(name):
             raise EmptyDatasetError(name)
-    report = _report(counts, files, tokenizer.get_vocab_size())
-    (target / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    return _reported(target, dataset, found, findings, checks, profiles, before or {}, files, counts, tokenizer)
+
+
+def _reported(
+    target: Path, dataset: str, found: Surveyed, findings: list[Finding], checks: DataChecks,
+    profiles: Mapping[str, SplitProfile], before: Mapping[str, JsonValue], files: SplitFiles, counts: Counts,
+    tokenizer: Tokenizer,
+) -> Prepared:  # fmt: skip
+    """Write the report, which depends on the input only, and return it with a verdict that knows the version before."""
+    dumped: dict[str, JsonValue] = {name: profile.dump() for name, profile in profiles.items()}
+    own = ContentReport.of([*findings, *profile_findings(profiles, dumped, {}, checks)], figures(found))
+    everything = [*findings, *profile_findings(profiles, dumped, before, checks)]
+    content = _gate(dataset, everything, found)
+    report = _counted(counts, files, tokenizer.get_vocab_size(), found)
+    stored = {**report, "checks": own.dump(), "profiles": dumped}
+    (target / "report.json").write_text(json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    (target / "report.html").write_text(report_page(dataset, own, dumped), encoding="utf-8")
+    return Prepared(report, own, content, dumped)
+
+
+def _gate(dataset: str, findings: list[Finding], found: Surveyed) -> ContentReport:
+    report = ContentReport.of(findings, figures(found))
+    if report.verdict == "block":
+        raise DataGateError(dataset, report)
     return report
 
 
-def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """Return the tokenizer and the id of its end token. Raises MissingTokenizerError."""
-    from tokenizers import Tokenizer
-
-    settings = folder / "tokenizer_config.json"
-    if not (folder / "tokenizer.json").is_file() or not settings.is_file():
-        raise MissingTokenizerError("tokenizer.json or tokenizer_config.json is missing")
+def _surveyed(
+    source: Path, scratch: Path, shares: Mapping[str, float], splits: Sequence[str], checks: DataChecks,
+    items: Iterable[Item],
+) -> Surveyed:  # fmt: skip
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        token = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
-    except Exception as error:  # the tokenizers package raises bare Exception
-        raise MissingTokenizerError(str(error)) from error
-    end = tokenizer.token_to_id(str(token.get("content") if isinstance(token, dict) else token))
-    if end is None:
-        raise MissingTokenizerError(f"eos_token {token!r} is not in the vocabulary")
-    return tokenizer, end
+        survey = Survey(checks, scratch, splits=splits, items=items, contract=_contract)
+        split_of = _split_of(shares)
+        for row in source_rows(source):
+            survey.add(row, split_of)
+        return survey.finish()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-class SplitFiles:
-    """The open files of all splits; documents are tokenised in batches, on all cores."""
+def _split_of(shares: Mapping[str, float]) -> Callable[[Row, str], str]:
+    def split(_row: Row, text: str) -> str:
+        return assign_split(sha256(text.encode()).hexdigest(), shares)
 
-    def __init__(self, target: Path, splits: list[str], tokenizer: Tokenizer, end: int) -> None:
-        self._tokenizer = tokenizer
-        self._end = end
-        size = tokenizer.get_vocab_size()
-        (target / DOCUMENTS).mkdir()
-        self.tokens = {name: TokenWriter(target / TOKENS, name, vocab_size=size) for name in splits}
-        self._texts: dict[str, IO[str]] = {
-            name: (target / DOCUMENTS / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in splits
-        }
-        self._waiting: dict[str, list[str]] = {name: [] for name in splits}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for name in self._waiting:
-            self._tokenise(name)
-            self.tokens[name].close()
-            self._texts[name].close()
-
-    def add(self, split: str, document: Document) -> None:
-        """Append a document to its split."""
-        line = json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False)
-        self._texts[split].write(line + "\n")
-        self._waiting[split].append(document.text)
-        if len(self._waiting[split]) >= _BATCH:
-            self._tokenise(split)
-
-    def _tokenise(self, split: str) -> None:
-        texts, self._waiting[split] = self._waiting[split], []
-        for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
-            self.tokens[split].add([*encoding.ids, self._end])
+    return split
 
 
-def _placed(path: Path, shares: Mapping[str, float], counts: Counts) -> Iterator[tuple[str, Document]]:
-    """Yield (split, document) of each document that is kept."""
-    seen: set[bytes] = set()
-    homes: dict[bytes, str] = {}
-    for document in documents(path):
-        key = sha256(document.text.encode())
-        if key.digest() in seen:
-            counts.duplicates += 1
-            continue
-        seen.add(key.digest())
-        split = assign_split(key.hexdigest(), shares)
-        loose = sha256(" ".join(document.text.casefold().split()).encode()).digest()
-        if homes.setdefault(loose, split) != split:
-            counts.leaks += 1
-            continue
-        yield split, document
+def _protection(split: str) -> tuple[int, str]:
+    return (_PROTECTION.index(split) if split in _PROTECTION else len(_PROTECTION), split)
 
 
-def documents(path: Path) -> Iterator[Document]:
-    """Yield the documents of a JSON-lines file, one line in memory at a time. Raises InvalidDocumentError."""
-    if not path.is_file():
-        raise InvalidDocumentError(0, "the callable did not write the file")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                value = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise InvalidDocumentError(number, f"not JSON in UTF-8: {error}") from error
-            if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("id", "text")):
-                raise InvalidDocumentError(number, "it lacks an id or a text that is a string")
-            if value["text"].strip():
-                yield Document(value["id"], value["text"])
+def _contract(value: JsonValue) -> str:
+    if isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("id", "text")):
+        return ""
+    return "it lacks an id or a text that is a string"
 
 
-def _report(counts: Counts, files: SplitFiles, vocab_size: int) -> dict[str, JsonValue]:
+def source_rows(source: Path) -> Iterator[Row]:
+    """Yield the documents that the callable left, one in memory at a time. Raises MissingDocumentsError."""
+    paths = [path for pattern in SOURCES for path in sorted(source.glob(pattern)) if path.is_file()]
+    if not paths:
+        raise MissingDocumentsError
+    for path in paths:
+        with path.open("rb") as lines:
+            yield from read_rows(path.name, lines)
+
+
+def _counted(counts: Counts, files: SplitFiles, vocab_size: int, found: Surveyed) -> dict[str, JsonValue]:
     tokens = {name: writer.num_tokens for name, writer in files.tokens.items()}
     total = sum(tokens.values())
     return {
@@ -209,7 +224,9 @@ def _report(counts: Counts, files: SplitFiles, vocab_size: int) -> dict[str, Jso
         "tokens_by_split": dict(sorted(tokens.items())),
         "characters": counts.characters,
         "characters_per_token": round(counts.characters / max(total, 1), 4),
-        "dropped_duplicates": counts.duplicates,
-        "dropped_leaks": counts.leaks,
+        "dropped_duplicates": found.reasons.count(Reason.DUPLICATE),
+        "dropped_leaks": found.reasons.count(Reason.LEAK),
+        "dropped_near_leaks": found.reasons.count(Reason.NEAR_LEAK),
+        "dropped_contaminated": found.reasons.count(Reason.CONTAMINATED),
         "vocab_size": vocab_size,
     }

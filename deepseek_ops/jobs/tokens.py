@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.training.errors import TooFewSamplesError
@@ -38,7 +38,7 @@ class TokenShardError(PermanentError):
 
 
 class TokenWriter:
-    """Writes one split, document by document; the same documents give the same bytes."""
+    """Writes one split, document by document, straight to its shard; the same documents give the same bytes."""
 
     def __init__(self, folder: Path, split: str, *, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class TokenWriter:
         self._width = 2 if self._dtype == "uint16" else 4
         self._shard_tokens = shard_tokens
         self._shard = 0
-        self._ids: list[ndarray] = []
+        self._file: BinaryIO | None = None
         self._starts: list[int] = []
         self._held = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,10 @@ class TokenWriter:
         """Append one document with its end token."""
         import numpy as np
 
+        if self._file is None:
+            self._file = self._stem().with_suffix(".bin").open("wb")
         self._starts.append(self._held)
-        self._ids.append(np.asarray(ids, dtype=f"<u{self._width}"))
+        self._file.write(np.asarray(ids, dtype=f"<u{self._width}").tobytes())
         self._held += len(ids)
         self.num_tokens += len(ids)
         self.num_documents += 1
@@ -68,19 +70,20 @@ class TokenWriter:
 
     def close(self) -> None:
         """Write what is left."""
-        if self._ids:
+        if self._starts:
             self._flush()
 
-    def _flush(self) -> None:
-        import numpy as np
+    def _stem(self) -> Path:
+        return self.folder / f"{self.split}-{self._shard:05d}"
 
-        flat = np.concatenate(self._ids)
-        stem = self.folder / f"{self.split}-{self._shard:05d}"
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         index = {"format": FORMAT, "dtype": self._dtype, "num_tokens": self._held, "documents": self._starts}
-        stem.with_suffix(".bin").write_bytes(flat.tobytes())
-        stem.with_suffix(".json").write_text(json.dumps(index, separators=(",", ":")) + "\n")
+        self._stem().with_suffix(".json").write_text(json.dumps(index, separators=(",", ":")) + "\n")
         self._shard += 1
-        self._ids, self._starts, self._held = [], [], 0
+        self._starts, self._held = [], 0
 
 
 class TokenSplit:

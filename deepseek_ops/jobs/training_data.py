@@ -15,6 +15,12 @@ DOCUMENTS = "documents"
 TOKENIZER = "tokenizer"
 
 
+def document_files(folder: Path, split: str) -> list[Path]:
+    """Return the files that hold the documents of a split, in order; empty when there are none."""
+    first = folder / DOCUMENTS / f"{split}.jsonl"
+    return [path for path in (first, *sorted((folder / DOCUMENTS).glob(f"{split}-[0-9]*.jsonl"))) if path.is_file()]
+
+
 def local_dataset(context: JobContext, dataset: DatasetVersion, *folders: str) -> Path:
     """Return the folder of the version's ``folders`` below the job's work folder, fetched if it is not there yet."""
 

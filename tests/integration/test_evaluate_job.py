@@ -62,7 +62,7 @@ def test_a_selection_is_a_prefix_of_the_whole(lab, dataset, model):  # noqa: F81
 
 
 def test_a_score_does_not_depend_on_the_batch(files):
-    texts = evaluate.select(files / "dataset" / "documents" / "test.jsonl", 12)
+    texts = evaluate.select([files / "dataset" / "documents" / "test.jsonl"], 12)
     together = evaluate.score(files / "model", texts)
     for one, item in zip(texts, together, strict=True):
         (alone,) = evaluate.score(files / "model", [one])
@@ -75,7 +75,7 @@ def test_a_score_is_the_sum_over_windows_of_the_trained_length(files):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, text = max(evaluate.select(files / "dataset" / "documents" / "test.jsonl", None), key=lambda one: len(one[1]))
+    name, text = max(evaluate.select([files / "dataset" / "documents" / "test.jsonl"], None), key=lambda one: len(one[1]))
     model = AutoModelForCausalLM.from_pretrained(files / "model").eval()
     ids = AutoTokenizer.from_pretrained(files / "model")(text)["input_ids"]
     stream = [1, *ids, 1]

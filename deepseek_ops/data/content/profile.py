@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from deepseek_ops.data.content.languages import LANGUAGE_CHARACTERS, language_of, scripts_of, shares, shift
 from deepseek_ops.data.content.lengths import Lengths
 
-SAMPLE = 1000
+SAMPLE = 400
 """Texts per split whose language is looked at: those with the least digests, so the same ones everywhere."""
 
 

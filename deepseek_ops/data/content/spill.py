@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 PARTS = 128
-BUFFER_BYTES = 32 << 20
+BUFFER_BYTES = 16 << 20
 """Rows of all parts together that wait in memory."""
 
 

@@ -48,7 +48,7 @@ def survey_findings(found: Surveyed, checks: DataChecks, rows: Rows, *, drops: b
     places = named(rows(), wanted)
     return [
         *findings,
-        *_leaks(found, checks, places),
+        *_leaks(found, checks, places, drops=drops),
         *_near_leaks(found, checks, places),
         *_contamination(found, checks, places),
     ]
@@ -127,10 +127,10 @@ def _blocking(checks: DataChecks) -> DataChecks:
     return checks.model_copy(update=changed)
 
 
-def _leaks(found: Surveyed, checks: DataChecks, places: Mapping[int, Row]) -> Iterator[Finding]:
+def _leaks(found: Surveyed, checks: DataChecks, places: Mapping[int, Row], *, drops: bool) -> Iterator[Finding]:
     count = found.reasons.count(Reason.LEAK)
     action = checks.duplicates.near
-    if not count or action == "off":
+    if not count or (action == "off" and not drops):
         return
     examples = []
     for number, first in found.leaks:
@@ -139,10 +139,10 @@ def _leaks(found: Surveyed, checks: DataChecks, places: Mapping[int, Row]) -> It
         examples.append(example_of(row, problem=problem, value=shown(text_of(row.value), 60)))
     yield Finding(
         check="duplicates.leak",
-        action="dropped" if action == "drop" else action,
+        action="dropped" if drops or action in ("drop", "off") else action,
         count=count,
         problem=f"{count} documents equal one of another split, case and spacing aside.",
-        remedy="Nothing to do." if action == "drop" else "Remove them from one of the splits.",
+        remedy="Nothing to do." if drops else "Remove them from one of the splits.",
         examples=tuple(examples),
     )
 
