@@ -116,10 +116,14 @@ class LfsProcess:
 
     def end(self) -> int:
         """Ask it to end and return its exit status."""
+        self.terminate()
+        assert self._process is not None
+        return self._process.wait(60)
+
+    def terminate(self) -> None:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(60)
 
 
 @dataclass

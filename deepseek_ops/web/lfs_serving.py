@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +59,8 @@ def run_server(app: FastAPI, address: Address) -> None:
 
     address.checked()
     logging.getLogger("deepseek_ops.lfs").setLevel(logging.INFO)
+    # uvicorn ends gracefully and then raises the signal again: an end that was asked for is no failure.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     uvicorn.run(
         app,
         host=address.host,
