@@ -75,7 +75,9 @@ def test_a_score_is_the_sum_over_windows_of_the_trained_length(files):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, text = max(evaluate.select([files / "dataset" / "documents" / "test.jsonl"], None), key=lambda one: len(one[1]))
+    name, text = max(
+        evaluate.select([files / "dataset" / "documents" / "test.jsonl"], None), key=lambda one: len(one[1])
+    )
     model = AutoModelForCausalLM.from_pretrained(files / "model").eval()
     ids = AutoTokenizer.from_pretrained(files / "model")(text)["input_ids"]
     stream = [1, *ids, 1]

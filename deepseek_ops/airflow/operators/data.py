@@ -10,14 +10,16 @@ from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
 from deepseek_ops.core.jobs import JobSpec
-from deepseek_ops.pipeline.datasets import ingest_raw, prepare_job, prepared, raw_of
+from deepseek_ops.data.content.lake import ingest
+from deepseek_ops.pipeline.datasets import gate_lines, prepare_job, prepared, raw_identity, raw_name, raw_of
 from deepseek_ops.pipeline.runs import RunPlan
 
 
 class PrepareDatasetOperator(JobOperator):
-    """Copy the raw corpus into the store, run the model repository's ``prepare`` on it, commit what it makes.
+    """Take the raw data into the store as a version, run ``prepare`` on it, check and commit what it makes.
 
-    Equal raw bytes, code, split and environment give the version that exists already.
+    Equal raw bytes, code, parameters, checks and environment give the version that exists already. Data that a check
+    of the pipeline file blocks makes none: the task fails at once with what was found and where.
 
     :param run: what ``PlanRunOperator`` returned (templated).
     :return: a :class:`~deepseek_ops.core.records.DatasetVersion` as JSON.
@@ -32,22 +34,27 @@ class PrepareDatasetOperator(JobOperator):
     def job(self, context: Context) -> JobSpec:
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
-        raw = raw_of(config, run, self.store_hook, progress=self.log.info)
-        self.log.info("raw corpus: %d files, %d bytes, %s", len(raw.files), raw.num_bytes, raw.fingerprint[:12])
-        return prepare_job(config, run, self.store_hook.blobs, raw)
+        datasets = self.store_hook.datasets
+        raw = raw_of(config, run, self.store_hook, datasets, progress=self.log.info)
+        self.log.info("raw data: %s, %d bytes", raw_identity(raw), raw.num_bytes)
+        return prepare_job(config, run, self.store_hook.blobs, raw, datasets)
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> dict[str, JsonValue]:
         version = prepared(result)
         self.log.info("dataset %s version %s: %s", version.name, version.version[:12], result.get("report"))
+        for line in gate_lines(result):
+            self.log.warning("%s", line)
         return version.dump()
 
 
 class IngestDatasetOperator(DeepSeekOpsOperator):
-    """Copy a settled upload into the store as an immutable set and return its identity.
+    """Make a settled upload the newest version of the raw dataset and return its identity.
+
+    Objects that are there already, by key, size and time, are not fetched again.
 
     :param uri: prefix of the upload, such as ``s3://data-lake/raw/deepseek/`` (templated).
     :param dataset: name of the dataset (templated).
-    :return: ``{name, fingerprint, files, bytes}``.
+    :return: ``{name, raw, version, fingerprint, files, bytes}``; ``raw`` is the raw dataset's name.
     """
 
     template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "uri", "dataset")
@@ -58,11 +65,19 @@ class IngestDatasetOperator(DeepSeekOpsOperator):
         self.dataset = dataset
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        raw = ingest_raw(self.store_hook.at(self.uri), self.store_hook.blobs, progress=self.log.info)
+        lake = self.store_hook.at(self.uri)
+        done = ingest(self.store_hook.datasets, lake, raw_name(self.dataset), progress=self.log.info)
+        raw = done.version
+        self.log.info(
+            "%s is version %s: %d objects fetched, %d as before, %d gone",
+            *(raw.name, raw.version[:12], done.fetched, done.unchanged, done.removed),
+        )
         identity: dict[str, JsonValue] = {
             "name": self.dataset,
-            "fingerprint": raw.fingerprint,
-            "files": len(raw.files),
+            "raw": raw.name,
+            "version": raw.version,
+            "fingerprint": raw.tree,
+            "files": raw.num_files,
             "bytes": raw.num_bytes,
         }
         for asset in self.outlets:
