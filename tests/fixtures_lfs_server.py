@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -85,7 +86,7 @@ class LfsProcess:
 
     def __init__(self, uri: str, credentials: Mapping[str, str], folder: Path, *options: str) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' * ('--tls-cert' in options)}://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self._secret = folder / "secret"
         self._secret.write_text(SECRET)
@@ -94,7 +95,7 @@ class LfsProcess:
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, verify: ssl.SSLContext | bool = True) -> None:
         command = [sys.executable, "-m", "deepseek_ops.cli.main", "lfs", "serve", "--port", str(self.port)]
         command += ["--secret-file", str(self._secret), *self._options]
         with self.log.open("ab") as log:
@@ -103,7 +104,7 @@ class LfsProcess:
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log.read_text()
             try:
-                if httpx.get(f"{self.url}/x/locks", trust_env=False).status_code == 401:
+                if httpx.get(f"{self.url}/x/locks", trust_env=False, verify=verify).status_code == 401:
                     return
             except httpx.HTTPError:
                 time.sleep(0.05)

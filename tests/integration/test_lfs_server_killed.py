@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,11 +262,27 @@ def test_a_push_to_s3_through_the_server_that_was_killed_is_finished_by_the_next
         server.end()
 
 
+@pytest.fixture(params=["folder", "s3"])
+def stored(
+    request: pytest.FixtureRequest, make_clone: MakeClone, tmp_path: Path
+) -> Iterator[tuple[Clone, ObjectStore]]:
+    """A clone whose server stands before a folder (transfers by the server) or S3 (transfers past it)."""
+    if request.param == "s3":
+        credentials, uri = request.getfixturevalue("s3_server").credentials, request.getfixturevalue("s3_uri")
+    else:
+        credentials, uri = {}, str(tmp_path / "store")
+        (tmp_path / "store").mkdir()
+    server, store = LfsProcess(uri, credentials, tmp_path), open_store(uri, credentials)
+    server.start()
+    clone = make_clone("ada", server.url, token(store))
+    clone.git("lfs", "track", "*.bin")
+    yield clone, store
+    server.end()
+
+
 @pytest.mark.slow
-def test_a_file_of_a_gigabyte_goes_up_and_comes_down(
-    folder_server: tuple[LfsProcess, ObjectStore, Path], ada: Clone, make_clone: MakeClone
-) -> None:
-    _, store, _ = folder_server
+def test_a_file_of_a_gigabyte_goes_up_and_comes_down(stored: tuple[Clone, ObjectStore]) -> None:
+    ada, store = stored
     size = 1 << 30
     oid = big_file(ada.folder / "w.bin", size)
     ada.commit({})
@@ -280,6 +297,8 @@ def test_a_file_of_a_gigabyte_goes_up_and_comes_down(
     print(f"1 GiB: push {up:.1f} s, pull and checkout {time.monotonic() - begun:.1f} s")
     with (ada.folder / "w.bin").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == oid
+    store.delete([blob_key(oid)])
+    shutil.rmtree(ada.folder)
 
 
 def test_an_upload_that_runs_when_the_server_is_asked_to_end_is_finished(
