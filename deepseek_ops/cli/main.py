@@ -10,6 +10,8 @@ import typer
 from deepseek_ops.core.errors import DeepSeekOpsError
 
 COMMANDS = {
+    "init": ("deepseek_ops.cli.init", "init", "Make a model repository, or give an existing one what it lacks."),
+    "checkout": ("deepseek_ops.cli.lfs_client", "checkout", "Restore code and weights of a release tag together."),
     "validate": ("deepseek_ops.cli.validate", "validate", "Check a pipeline file."),
     "schema": ("deepseek_ops.cli.validate", "schema", "Print the JSON Schema of pipeline files."),
     "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
@@ -18,7 +20,8 @@ COMMANDS = {
 """Name -> module, function, help: a command's module is imported when it is called, not when another one is."""
 GROUPS = {
     "data": ("deepseek_ops.cli.data", "data_app", "Dataset versions."),
-    "lfs": ("deepseek_ops.cli.lfs", "app", "Git LFS server and its tokens."),
+    "lfs": ("deepseek_ops.cli.lfs", "app", "Git LFS: agent, server, tokens, fetching, migration."),
+    "weights": ("deepseek_ops.cli.weights", "app", "What a weight file holds, and what changed between two."),
     "registry": ("deepseek_ops.cli.registry", "app", "Model versions, aliases, verification."),
 }
 

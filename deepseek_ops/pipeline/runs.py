@@ -17,6 +17,7 @@ from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
 from deepseek_ops.pipeline.environment import environment_key, parse_lock, require_installed
+from deepseek_ops.pipeline.weight_pointers import take_pointers
 
 PIPELINE_FILE = "deepseek.yaml"
 
@@ -94,7 +95,8 @@ def plan_run(
     """Read the commit's pipeline file and code, check them, and return the run they ask for.
 
     Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnsupportedEngineError,
-    UnpinnedLockError, and EnvironmentMismatchError when the interpreter that would run the jobs is not what is locked.
+    UnpinnedLockError, EnvironmentMismatchError when the interpreter that would run the jobs is not what is locked, and
+    WeightNotPushedError for a Git LFS pointer whose object is not in the store.
     """
     try:
         text = git.read_file(ref.commit, PIPELINE_FILE)
@@ -111,7 +113,9 @@ def plan_run(
     about = git.describe(ref.commit)
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-code-") as folder:
         git.checkout(ref.commit, Path(folder) / "code")
-        code = blobs.put_folder(Path(folder) / "code")
+        weights = take_pointers(Path(folder) / "code", blobs, store="the run's store")
+        files = (*blobs.put_folder(Path(folder) / "code").files, *weights)
+        code = FileSet(files=tuple(sorted(files, key=lambda entry: entry.path)))
     base = resolve_base(config)
     manifest = RunManifest(
         name=config.name,

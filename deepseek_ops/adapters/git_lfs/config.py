@@ -109,10 +109,13 @@ def lfs_storage(folder: Path, config: Mapping[str, str]) -> Path:
 
 
 def repository_name(url: str) -> str:
-    """Return a name that fits into an object key for a remote's URL: its last two parts, such as ``team-model``."""
+    """Return the name of a remote's repository: the last two parts of its URL, such as ``team/model``.
+
+    The LFS server calls the same repository by the same name, so what one way in has stored, the other one may read.
+    """
     path = re.sub(r"^[a-z+]+://[^/]*|^[^/]*@?[^/:]*:", "", url).split("?")[0].rstrip("/").removesuffix(".git")
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")][-2:]
-    return _NOT_A_NAME.sub("-", "-".join(parts)).strip("-.")[:100] or "local"
+    parts = [_NOT_A_NAME.sub("-", part).strip("-._")[:100] for part in path.split("/")]
+    return "/".join([part for part in parts if part][-2:]) or "local"
 
 
 def agent_settings() -> dict[str, str]:
