@@ -1,9 +1,13 @@
-"""``deepseek-ops data``: dataset versions from the command line. JSON on stdout."""
+"""``deepseek-ops data``: dataset versions from the command line.
+
+Results are JSON on stdout (``--table`` where a table is of use to people), errors one line each on stderr, progress a
+bar on stderr where that is a terminal. Exit status 0: done, or nothing to do. 1: an error (with a line on stderr), a
+problem that ``verify`` found, conflicts of a ``merge`` (on stdout too), or, with ``--exit-code`` as in ``git diff``,
+differences. 2: wrong usage.
+"""
 
 from __future__ import annotations
 
-import getpass
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,58 +15,29 @@ from typing import Annotated
 import typer
 from pydantic import JsonValue
 
-from deepseek_ops.adapters.stores import STORE_VARIABLE, open_store
-from deepseek_ops.cli import data_content, data_exchange, data_gc
-from deepseek_ops.core.errors import ConfigError
-from deepseek_ops.data import DatasetPointer, DatasetRepository, pointer_text, read_pointer
+from deepseek_ops.adapters.stores import open_store
+from deepseek_ops.cli import data_content, data_exchange, data_gc, data_worktree
+from deepseek_ops.cli.data_options import (
+    AsTable,
+    Author,
+    Dataset,
+    ExitCode,
+    Patterns,
+    Store,
+    Version,
+    author_or_login,
+    print_json,
+    print_rows,
+    read_text,
+    write_text,
+)
+from deepseek_ops.data import DatasetRepository, MergeConflictError, Preference
+from deepseek_ops.data.content import DiffOptions
 
 data_app = typer.Typer(no_args_is_help=True, help="Dataset versions.")
-data_exchange.register(data_app)
-data_content.register(data_app)
-data_gc.register(data_app)
 
-Store = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        envvar=STORE_VARIABLE,
-        help="s3://bucket/prefix, file:///folder or a path; keys and endpoint come from the AWS_* variables.",
-    ),
-]
-Dataset = Annotated[str, typer.Argument(help="Name of the dataset.")]
-Version = Annotated[str, typer.Argument(help="dataset, dataset@branch, tag, id, or a unique beginning of an id.")]
 Branch = Annotated[str, typer.Option(help="Branch of the dataset.")]
-
-
-def _print(body: object) -> None:
-    typer.echo(json.dumps(body, indent=2, ensure_ascii=False))
-
-
-@data_app.command()
-def commit(
-    folder: Annotated[Path, typer.Argument(help="Folder that is to be the newest version.")],
-    store: Store,
-    name: Annotated[str, typer.Option(help="Name of the dataset.")],
-    message: Annotated[str, typer.Option("--message", "-m", help="What changed and why.")],
-    author: Annotated[str, typer.Option(help="Who; the login name by default.")] = "",
-    branch: Branch = "main",
-    parent: Annotated[str, typer.Option(help="Version the branch must be at; any by default.")] = "",
-    pointer: Annotated[Path | None, typer.Option(help="Also write the pointer file of a model repository.")] = None,
-) -> None:
-    """Store a folder as the newest version of a dataset."""
-    opened = open_store(store)
-    repository = DatasetRepository.open(opened)
-    dataset = repository.commit(
-        folder,
-        name=name,
-        message=message,
-        author=author or getpass.getuser(),
-        branch=branch,
-        parent=repository.resolve(parent) if parent else None,
-    )
-    if pointer is not None:
-        _write(pointer, pointer_text(DatasetPointer.of(dataset, opened.uri)))
-    _print(dataset.dump())
+Globs = list[str] | None
 
 
 @data_app.command()
@@ -71,10 +46,12 @@ def log(
     store: Store,
     branch: Branch = "main",
     limit: Annotated[int, typer.Option(min=1, help="Newest versions to show.")] = 20,
+    table: AsTable = False,
 ) -> None:
-    """List the versions of a dataset, newest first."""
+    """List a branch's version and those it was made from, newest first; a merge names two parents."""
     entries = DatasetRepository(open_store(store)).log(dataset, branch=branch, limit=limit)
-    _print([asdict(entry) for entry in entries])
+    columns = ("version", "at", "author", "message", "num_files", "num_bytes", "parents")
+    print_rows([asdict(entry) for entry in entries], columns, table=table)
 
 
 @data_app.command()
@@ -83,64 +60,132 @@ def show(version: Version, store: Store) -> None:
     repository = DatasetRepository(open_store(store))
     digest = repository.resolve(version)
     body: dict[str, JsonValue] = {"version": digest, **repository.describe(digest)}
-    _print(body)
+    print_json(body)
 
 
 @data_app.command()
-def diff(old: Version, new: Version, store: Store) -> None:
-    """List the paths that differ between two versions."""
-    _print(asdict(DatasetRepository(open_store(store)).diff(old, new)))
+def files(version: Version, store: Store, pattern: Patterns = None, table: AsTable = False) -> None:
+    """List the files of a version with their size, digest and split."""
+    found = DatasetRepository(open_store(store)).files(version, tuple(pattern or ()))
+    rows = [
+        {"path": entry.path, "size": entry.size, "digest": entry.digest.hex(), "split": entry.split}
+        for entry, _ in found
+    ]
+    print_rows(rows, ("path", "size", "digest", "split"), table=table)
 
 
 @data_app.command()
-def checkout(
-    target: Annotated[Path, typer.Argument(help="New or empty folder.")],
-    version: Annotated[str, typer.Option(help="dataset, dataset@branch, tag or id.")] = "",
-    pointer: Annotated[Path | None, typer.Option(help="Take version and store from this pointer file.")] = None,
-    store: Annotated[str, typer.Option("--store", envvar=STORE_VARIABLE, help="The pointer's by default.")] = "",
-    pattern: Annotated[list[str] | None, typer.Option(help="Only paths that match; * crosses folders.")] = None,
+def diff(
+    old: Version,
+    new: Version,
+    store: Store,
+    records: Annotated[bool, typer.Option("--records", help="Compare records of JSONL, Parquet and text.")] = False,
+    exit_code: ExitCode = False,
 ) -> None:
-    """Write a version to a folder, every byte verified."""
-    if bool(version) == (pointer is not None):
-        raise typer.BadParameter("give either --version or --pointer")
-    if pointer is not None:
-        pointed = read_pointer(_read(pointer), file=str(pointer))
-        version, store = pointed.version, store or pointed.store
-    if not store:
-        raise typer.BadParameter(f"give --store or set {STORE_VARIABLE}")
+    """List the paths that differ between two versions, or with --records the records."""
     repository = DatasetRepository(open_store(store))
-    digest = repository.resolve(version)
-    repository.checkout(digest, target, patterns=tuple(pattern or ()))
-    _print({**repository.load(digest).dump(), "target": str(target)})
-
-
-@data_app.command()
-def verify(version: Version, store: Store) -> None:
-    """Read every byte of a version; exit status 1 when something is missing or damaged."""
-    report = DatasetRepository(open_store(store)).verify(version)
-    _print(asdict(report))
-    for problem in report.problems:
-        typer.echo(problem, err=True)
-    if report.problems:
+    changes = repository.diff(old, new)
+    if records:
+        data_content.show_record_diff(repository, old, new, DiffOptions())
+    else:
+        print_json(asdict(changes))
+    if changes and exit_code:
         raise typer.Exit(1)
 
 
 @data_app.command()
-def tag(name: Annotated[str, typer.Argument(help="Such as dataset-v1.1.")], version: Version, store: Store) -> None:
-    """Name a version for ever."""
-    digest = DatasetRepository.open(open_store(store)).tag(name, version)
-    _print({"tag": name, "version": digest})
+def branch(
+    dataset: Dataset,
+    store: Store,
+    name: Annotated[str, typer.Argument(help="Branch to make or delete; without it all are listed.")] = "",
+    at: Annotated[str, typer.Option(help="Version it begins at, by any name; main by default.")] = "",
+    delete: Annotated[bool, typer.Option("--delete", help="End the branch; its versions stay for now.")] = False,
+    expected: Annotated[str, typer.Option(help="Only if the branch is still at this version.")] = "",
+    table: AsTable = False,
+) -> None:
+    """List the branches of a dataset, make one (nothing is copied), or delete one."""
+    repository = DatasetRepository(open_store(store))
+    if not name:
+        heads = repository.branches(dataset)
+        rows = [{"branch": one, "version": entry.version, "at": entry.at} for one, entry in heads.items()]
+        print_rows(rows, ("branch", "version", "at"), table=table)
+        return
+    if delete:
+        wanted = repository.resolve(expected) if expected else None
+        version = repository.delete_branch(dataset, name, expected=wanted)
+    else:
+        version = repository.branch(dataset, name, at or dataset)
+    print_json({"dataset": dataset, "branch": name, "version": version, "deleted": delete})
 
 
-def _read(path: Path) -> str:
+@data_app.command()
+def merge(
+    dataset: Dataset,
+    source: Annotated[str, typer.Argument(help="What to merge: dataset@branch, tag or id.")],
+    store: Store,
+    into: Annotated[str, typer.Option(help="Branch that gets it.")] = "main",
+    message: Annotated[str, typer.Option("--message", "-m", help="What is merged and why.")] = "",
+    author: Author = "",
+    ours: Annotated[Globs, typer.Option(help="Where both changed these paths, keep the branch's; first.")] = None,
+    theirs: Annotated[Globs, typer.Option(help="Where both changed these paths, take the source's.")] = None,
+    fast_forward: Annotated[bool, typer.Option("--ff/--no-ff", help="Make no commit where none is needed.")] = True,
+) -> None:
+    """Merge a version into a branch, file by file; conflicts are all named, and then nothing is merged."""
+    chosen = [Preference("ours", glob) for glob in ours or ()] + [Preference("theirs", glob) for glob in theirs or ()]
+    repository = DatasetRepository(open_store(store))
+    who = author_or_login(author)
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), 0, "", f"cannot be read ({error}).", "Check the path.") from None
+        result = repository.merge(
+            dataset, source, into=into, author=who, message=message, preferences=chosen, fast_forward=fast_forward
+        )
+    except MergeConflictError as error:
+        print_json({"how": "conflict", "conflicts": [asdict(one) for one in error.conflicts]})
+        raise
+    resolved = [asdict(one) for one in result.resolved]
+    print_json({**result.version.dump(), "how": result.how, "changed": result.changed, "resolved": resolved})
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+@data_app.command()
+def tag(
+    store: Store,
+    name: Annotated[str, typer.Argument(help="Such as dataset-v1.1; without it all are listed.")] = "",
+    version: Annotated[str, typer.Argument(help="dataset, dataset@branch, tag or id.")] = "",
+    table: AsTable = False,
+) -> None:
+    """Name a version for ever, or list the tags."""
+    if not name:
+        found = DatasetRepository(open_store(store)).tags()
+        rows = [{"tag": one, "version": digest} for one, digest in found.items()]
+        print_rows(rows, ("tag", "version"), table=table)
+        return
+    if not version:
+        raise typer.BadParameter("say which version the tag names")
+    print_json({"tag": name, "version": DatasetRepository.open(open_store(store)).tag(name, version)})
+
+
+@data_app.command("merge-pointer")
+def merge_pointer(
+    base: Annotated[Path, typer.Argument(help="%O of Git's merge driver.")],
+    ours: Annotated[Path, typer.Argument(help="%A; the result goes here.")],
+    theirs: Annotated[Path, typer.Argument(help="%B.")],
+    author: Author = "",
+) -> None:
+    """Merge a pointer file for Git by merging the versions it names; exit status 1 leaves a conflict to read."""
+    from deepseek_ops.data.pointer_merge import merge_pointers
+
+    texts = [read_text(path) for path in (base, ours, theirs)]
+    merged = merge_pointers(
+        texts[0],
+        texts[1],
+        texts[2],
+        open_repository=lambda uri: DatasetRepository.open(open_store(uri)),
+        author=author_or_login(author),
+    )
+    write_text(ours, merged.text)
+    if merged.problem:
+        typer.echo(merged.problem, err=True)
+        raise typer.Exit(1)
+
+
+for _module in (data_worktree, data_content, data_exchange, data_gc):
+    _module.register(data_app)

@@ -54,8 +54,8 @@ class BranchNotFoundError(PermanentError):
     def __str__(self) -> str:
         if not self.last:
             return f"{self.branch} does not exist; `data branch` lists the branches."
-        name = self.branch.partition("@")[2]
-        return f"{self.branch} was deleted at {self.last}; `data branch {name} --at {self.last}` makes it again."
+        names = self.branch.replace("@", " ", 1)
+        return f"{self.branch} was deleted at {self.last}; `data branch {names} --at {self.last}` makes it again."
 
 
 @dataclass(eq=False)

@@ -113,7 +113,9 @@ def materialise(
         tree = Worktree(folder)
         tree.write_index(known_files(folder, [file.entry for file in files]))
         tree.write_record(record)
-        _move(folder, target)
+        if not _moved(folder, target):  # somebody else was first, with what may be the same
+            there = _present(target, record)
+            return Materialised(dataset, target, *(there or (0, 0)), present=True)
     size = sum(file.entry.size for file in files)
     return Materialised(dataset, target, len(files), size, False, use.hits, use.fetched, use.dropped, dict(use.ways))
 
@@ -195,15 +197,15 @@ def _remove_if_dead(folder: Path) -> None:
         os.close(handle)
 
 
-def _move(folder: Path, target: Path) -> None:
+def _moved(folder: Path, target: Path) -> bool:
+    """Move the finished folder to its place; return False when something is there by now."""
     try:
         folder.rename(target)
-    except FileExistsError:
-        raise TargetNotEmptyError(str(target)) from None
     except OSError as error:
-        if target.is_dir():  # somebody else was first
-            raise TargetNotEmptyError(str(target)) from None
+        if target.is_dir() and any(target.iterdir()):
+            return False
         raise local_error(target, error) from error
+    return True
 
 
 def _write_cached(

@@ -69,6 +69,15 @@ def _by_name(store: ObjectStore, name: str) -> Digest | None:
     return head.version if head else None
 
 
+def branch_in(store: ObjectStore, name: str) -> str:
+    """Return the branch that a name of a version stands for, or empty for a tag or an id: those are on none."""
+    dataset, _, branch = name.partition("@")
+    if branch:
+        return branch
+    named = is_name(dataset) and read_tag(store, dataset) is None
+    return "main" if named and RefLog(store, dataset, "main").head() is not None else ""
+
+
 def checked_name(kind: str, name: str) -> str:
     """Return the name. Raises InvalidNameError saying what kind of name it was to be."""
     if not is_name(name):

@@ -30,7 +30,7 @@ from deepseek_ops.core.records import Digest, Record, canonical_json
 from deepseek_ops.data.blobs import hash_file
 from deepseek_ops.data.checkout import NothingSelectedError, write_folder
 from deepseek_ops.data.collisions import require_distinct
-from deepseek_ops.data.folders import checked_targets, local_error
+from deepseek_ops.data.folders import check_plain, checked_targets, local_error
 from deepseek_ops.data.history import read_commit
 from deepseek_ops.data.packs import Stored, stored_files
 from deepseek_ops.data.pages import Entry
@@ -211,6 +211,7 @@ def _plan(
 
     A changed file that is the same in both versions stays changed.
     """
+    check_plain(worktree.folder, list(wanted))
     removals: list[Step] = []
     plan = _Plan([], [], [])
     for path, file in sorted(wanted.items()):
@@ -255,7 +256,11 @@ def _above(path: str) -> Iterator[str]:
 
 
 def carry_out(worktree: Worktree, journal: Journal) -> None:
-    """Do what a journal says, or the rest of it: every step can be done again."""
+    """Do what a journal says, or the rest of it: every step can be done again.
+
+    The journal lies in the folder, which may have come from anywhere: its paths are believed no more than a version's.
+    """
+    check_plain(worktree.folder, [step.path for step in (*journal.steps, *journal.kept)])
     stage = worktree.own / STAGE
     try:
         for step in journal.steps:
@@ -274,7 +279,8 @@ def carry_out(worktree: Worktree, journal: Journal) -> None:
 def _remove(worktree: Worktree, step: Step) -> None:
     path = worktree.folder / step.path
     there = _stat_of(path)
-    if there is None or path.is_dir():
+    through_link = any((worktree.folder / folder).is_symlink() for folder in _above(step.path))
+    if there is None or through_link or path.is_dir():
         return
     if there == step.before:
         path.unlink()

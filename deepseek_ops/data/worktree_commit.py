@@ -161,3 +161,17 @@ def _follow(worktree: Worktree, record: WorktreeRecord, status: Status, index: I
             index[path] = Known(entries[path], UNKNOWN)
     worktree.write_index(index)
     worktree.write_record(record)
+
+
+def adopt(repository: DatasetRepository, worktree: Worktree, name: str, branch: str, *, pointer: str = "") -> None:
+    """Make a plain folder the working folder of a dataset: its files are the changes to the branch, if there is one.
+
+    Nothing is stored. Files that are as the branch has them are recognised by their bytes, once.
+    """
+    head = repository.log_of(name, branch).head()
+    version = head.version if head else None
+    record = WorktreeRecord(dataset=name, store=repository.store.uri, version=version, branch=branch, pointer=pointer)
+    files = repository.files(version) if version else []
+    with worktree.locked():
+        worktree.write_index({file.entry.path: Known(file.entry, UNKNOWN) for file in files})
+        worktree.write_record(record)

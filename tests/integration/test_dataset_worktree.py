@@ -189,7 +189,7 @@ class TestCommit:
         tree = take(local, tmp_path / "work")
         (tree.folder / "new").write_text("new")
         DatasetRepository(local).delete_branch("corpus", "main")
-        with pytest.raises(BranchNotFoundError, match="data branch main"):
+        with pytest.raises(BranchNotFoundError, match="data branch corpus main"):
             save(local, tree)
 
 
