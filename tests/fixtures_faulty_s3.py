@@ -180,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == RESET_BEFORE:
             self._reset()
         elif what == CUT_REQUEST:
-            self._forward_half(body)
+            if body:  # half of nothing would be all of it
+                self._forward_half(body)
             self._reset()
         else:
             self._relay(fault, flipped(body) if what == FLIP_REQUEST else body)
@@ -241,6 +242,25 @@ def flipped(data: bytes) -> bytes:
     """Return ``data`` with one bit of its middle byte changed."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else data
+
+
+MODERATE = [
+    (ERROR, "put|part|get|list|head|begin|complete|parts|uploads|delete", 0.04),
+    (SLOW_DOWN, "put|part|get|list|head", 0.02),
+    (RESET_BEFORE, "put|part|get|list|head|complete|delete", 0.04),
+    (TRUNCATE, "get|list", 0.04),
+    (CUT_REQUEST, "put|part", 0.03),
+    (FLIP_REQUEST, "put|part", 0.03),
+    (LATENCY, ".*", 0.1),
+]
+
+
+def moderate(*, lost_answers: bool) -> Iterator[Fault]:
+    """Yield a bad day: every tenth request or so goes wrong in some way."""
+    for what, kinds, probability in MODERATE:
+        yield Fault(what, kinds, probability=probability, seconds=0.01)
+    if lost_answers:
+        yield Fault(RESET_AFTER, probability=0.05)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fixtures_s3
 import pytest
+from fixtures_patterns import LARGE, keys, pattern
 
 from deepseek_ops.adapters.stores import (
     InvalidKeyError,
@@ -29,9 +30,6 @@ from deepseek_ops.data import StoreBlobs, UnsafeTargetError, UnstorableFileError
 
 s3_server, s3_store, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_store, fixtures_s3.s3_uri
 
-LARGE = (33 << 20) + 12_345
-"""Above what goes up in one request and comes down in one."""
-
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
@@ -42,16 +40,6 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def pattern(num_bytes: int) -> bytes:
-    """Return bytes in which no two parts are alike, so that parts in a wrong order show."""
-    block = b"".join(number.to_bytes(4, "big") for number in range(1 << 18))
-    return (block * (num_bytes // len(block) + 1))[:num_bytes]
-
-
-def keys(found: Iterator[ObjectInfo]) -> list[str]:
-    return [info.key for info in found]
 
 
 class ObjectStoreContract:

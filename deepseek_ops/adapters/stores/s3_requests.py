@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 AGAIN_SECONDS = 0.2
 _SAFE = "-_.~"
+_ERROR = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<Error[\s>]")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -137,11 +139,10 @@ class S3Requests:
                 answer = self._http.request(method, url, headers=signed, content=_chunks(body) if body else None)
         except httpx.TransportError as error:
             return _meaning(error)
-        code = code_of(answer.text) if not answer.is_success or method == "POST" else ""
-        if answer.status_code >= 500 or answer.status_code in BUSY_STATUS or code in TRANSIENT_CODES:
+        late = answer.is_success and _ERROR.match(answer.content) is not None  # failed after its 200 was sent
+        code = code_of(answer.text) if late or not answer.is_success else ""
+        if late or answer.status_code >= 500 or answer.status_code in BUSY_STATUS or code in TRANSIENT_CODES:
             return f"HTTP {answer.status_code} {code}".rstrip()
-        if answer.is_success and code == "InternalError":  # a completion that failed after its 200 was sent
-            return "HTTP 200 InternalError"
         self._pace.went_well()
         return answer
 
