@@ -69,6 +69,7 @@ class Lease:
         self._id = secrets.token_hex(12)
         self._sweeps: dict[str, Candidates] = {}
         """By the key of their marker."""
+        self._notes: set[str] = set()
         self._lock = threading.Lock()
         body: dict[str, JsonValue] = {"holder": holder, "seconds": times.lease_seconds}
         self._heartbeat = Heartbeat(store, f"{WRITERS}{self._id}", body, seconds=times.lease_seconds)
@@ -88,7 +89,7 @@ class Lease:
         """Give the lease up; one that cannot be removed lapses."""
         self._heartbeat.end()
         try:
-            self._store.delete([*map(self._note, self._sweeps), self.key])
+            self._store.delete([*self._notes, self.key])
         except StoreUnavailableError as error:
             logger.warning("lease %s stays until it lapses: %s", self.key, error)
 
@@ -119,6 +120,7 @@ class Lease:
         except ObjectNotFoundError:
             return  # over since the marker was listed
         self._sweeps[marker] = candidates
+        self._notes.add(self._note(marker))
         try:
             self._store.create(self._note(marker), b"{}")
         except ObjectExistsError:

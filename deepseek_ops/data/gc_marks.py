@@ -10,6 +10,7 @@ Damage stops a collection: where a page of a version that must be whole is missi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain
@@ -88,16 +89,28 @@ def mark(store: ObjectStore, policy: RetentionPolicy, names: Names, now: float) 
     marks.kept_versions = len(whole & commits.keys())
     unreached = ((commit.tree, digest) for digest, commit in commits.items() if commit.tree not in marks.trees)
     marks.dropped = dict(unreached)
-    _keep_young_roots(store, marks, now - policy.grace_seconds)
+    oldest_young = now - policy.grace_seconds
+    young_pages = (
+        page[1]
+        for info in store.list("trees/")
+        if (info.modified > oldest_young or not info.modified) and (page := kind_of(info.key)) is not None
+    )
+    keep_what_they_name(store, marks, (digest for digest in young_pages if digest not in marks.trees))
     return marks
 
 
-def _keep_young_roots(store: ObjectStore, marks: Marks, oldest_young: float) -> None:
-    """Mark what dropped versions need whose root page somebody has stored again: a root is never there alone."""
-    roots = list(marks.dropped)
-    for root, info in zip(roots, in_order(lambda one: store.head(tree_key(one.hex())), roots, WORKERS), strict=True):
-        if info is not None and (info.modified > oldest_young or not info.modified):
-            _walk(store, marks, marks.dropped.pop(root), root, _Care.NONE)
+def keep_what_they_name(store: ObjectStore, marks: Marks, pages: Iterable[bytes]) -> None:
+    """Mark what pages need that nothing reaches and that stay, because somebody has stored them lately.
+
+    A page that is there is whole, always: a writer that finds it does not store it again, and one that does may find
+    the old bytes kept (a store may skip what has the same size). So what a page names goes after the page.
+    """
+    for digest in pages:
+        found = _page(store, digest.hex())
+        if isinstance(found, Page):
+            _mark_page(marks, found)
+        elif digest in marks.dropped:
+            _walk(store, marks, marks.dropped.pop(digest), digest, _Care.NONE)
 
 
 class _Care(IntEnum):

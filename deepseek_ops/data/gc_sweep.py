@@ -15,7 +15,7 @@ from deepseek_ops.core.records import Record
 from deepseek_ops.data.gc_clock import Heartbeat, store_time
 from deepseek_ops.data.gc_history import RetentionPolicy
 from deepseek_ops.data.gc_leases import remove_lapsed, writers_unaware_of
-from deepseek_ops.data.gc_marks import Marks
+from deepseek_ops.data.gc_marks import keep_what_they_name
 from deepseek_ops.data.gc_names import ReadNames, nobody_asked
 from deepseek_ops.data.gc_plan import Say, read_marks, silent
 from deepseek_ops.data.gc_runs import (
@@ -201,10 +201,15 @@ class _Sweeper:
         self._oldest_young = self._now - policy.grace_seconds
         self._names, self._marks = read_marks(store, policy, read_names, self._now, say)
         self._done = _Done()
+        self._stored_again: list[bytes] = []
+        """Pages that were stored again since they were marked."""
 
     def carry_out(self) -> SweepReport:
         """Delete and return what was done."""
         for page in self._plan.pages:
+            if page.kind == "packs" or page.kind == "objects":
+                keep_what_they_name(self._store, self._marks, self._stored_again)
+                self._stored_again.clear()
             for batch in _batches(self._unreached(page)):
                 self._delete(page, batch)
             self._say(f"{page.kind}: {self._done.deleted.get(page.kind, Tally()).objects} deleted")
@@ -231,6 +236,8 @@ class _Sweeper:
                 self._done.missing += 1
             elif not info.modified or info.modified >= self._oldest_young:
                 self._done.spared += 1
+                if page.kind in ("roots", "trees"):
+                    self._stored_again.append(bytes.fromhex(info.key.rpartition("/")[2]))
             else:
                 old.append(info)
         if not self._marker.fresh:
@@ -270,7 +277,6 @@ def discard_older(store: ObjectStore, run: str) -> list[str]:
 
 __all__ = [
     "CollectorStoppedError",
-    "Marks",
     "SweepReport",
     "SweepRunningError",
     "SweepTimes",
