@@ -11,6 +11,14 @@ from deepseek_ops.data.cache import CACHE_SIZE_VARIABLE, CACHE_VARIABLE, ObjectC
 from deepseek_ops.data.checkout import NothingSelectedError, TargetNotEmptyError, VerifyReport
 from deepseek_ops.data.committing import BranchContendedError, BranchMovedError
 from deepseek_ops.data.folders import ChangedWhileReadError, UnsafeTargetError, UnstorableFileError
+from deepseek_ops.data.guard import (
+    DatasetChangedError,
+    DatasetMismatchError,
+    require_pointed,
+    require_unchanged,
+    require_version,
+    verify_folder,
+)
 from deepseek_ops.data.history import LogEntry
 from deepseek_ops.data.layout import UnknownFormatError, UnsafeStoreError, blob_key
 from deepseek_ops.data.materialise import Materialised, NoSuchSplitError, materialise
@@ -37,7 +45,9 @@ __all__ = [
     "BranchNotFoundError",
     "ChangedWhileReadError",
     "Committed",
+    "DatasetChangedError",
     "DatasetDiff",
+    "DatasetMismatchError",
     "DatasetPointer",
     "DatasetRepository",
     "EmptyDatasetError",
@@ -80,5 +90,9 @@ __all__ = [
     "pointer_text",
     "read_pointer",
     "recover",
+    "require_pointed",
+    "require_unchanged",
+    "require_version",
     "switch",
+    "verify_folder",
 ]

@@ -6,9 +6,10 @@
     scratch/<process>/    what is being written; the owner holds a lock on the folder, so what is left of dead ones goes
     locks/<2 hex>         held while a pack is fetched, so that of many processes one fetches it
 
-Files of packs are kept one by one: a link costs a fifth of writing the file again from a pack. Names appear by rename,
-so a process killed anywhere leaves a valid cache. A file is linked to its target before it gets its name here, and a
-name that is removed takes nothing from who has linked or opened it: eviction never waits for readers or hurts them.
+Files of packs are kept one by one, not as packs: linking 10,000 files of 16 KiB takes two thirds of the CPU time of
+writing them again from packs on this disk, and no space. Names appear by rename, so a process killed anywhere leaves a
+valid cache. A file is linked to its target before it gets its name here, and a name that is removed takes nothing from
+who has linked or opened it: eviction never waits for readers or hurts them.
 
 Whoever writes through a link changes the file's time, which is how that is noticed without reading; hashing on link, of
 all files or a sample, finds the rest. A file that is not what its name says is dropped and fetched again.

@@ -22,15 +22,20 @@ def document_files(folder: Path, split: str) -> list[Path]:
 
 
 def local_dataset(context: JobContext, dataset: DatasetVersion, *folders: str) -> Path:
-    """Return the folder of the version's ``folders`` below the job's work folder, fetched if it is not there yet."""
+    """Return the folder of the version's ``folders`` below the job's work folder, fetched if it is not there yet.
 
-    def fetch(target: Path) -> None:
-        from deepseek_ops.data import DatasetRepository
+    Files come from this machine's cache where ``$DEEPSEEK_OPS_CACHE`` names one. A folder that is there and is not this
+    version, or was changed since, is refused: DatasetMismatchError, DatasetChangedError.
+    """
+    from deepseek_ops.data import ObjectCache, Worktree, materialise, require_version
 
+    target = context.work / "-".join(["dataset", dataset.version[:16], *folders])
+    if not Worktree(target).exists:
         patterns = tuple(f"{folder}/*" for folder in folders)
-        DatasetRepository.open(context.store).checkout(dataset.version, target, patterns=patterns)
-
-    return fetched_once(context.work / "-".join(["dataset", dataset.version[:16], *folders]), fetch)
+        cache = ObjectCache.from_environment(os.environ)
+        materialise(context.store, dataset.version, target, cache=cache, patterns=patterns)
+    require_version(target, dataset)
+    return target
 
 
 def local_files(context: JobContext, files: FileSet, name: str) -> Path:

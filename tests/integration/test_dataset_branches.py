@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from deepseek_ops.data import (
     VersionNotFoundError,
 )
 from deepseek_ops.data.refs import RefLog, datasets
+from deepseek_ops.embedded.seaweedfs import SeaweedServer
 
 folder, local, store = fixtures_datasets.folder, fixtures_datasets.local, fixtures_datasets.store
 s3_server, s3_store, s3_uri = fixtures_s3.s3_server, fixtures_s3.s3_store, fixtures_s3.s3_uri
@@ -255,3 +257,27 @@ class TestMerges:
         commit(local, folder)
         with pytest.raises(BranchNotFoundError, match="corpus@none does not exist"):
             DatasetRepository(local).merge("corpus", "corpus", into="none", author="me")
+
+
+class TestRaces:
+    """The benchmark that runs 10,000 rounds, for as many as a test may take: every writer is a process."""
+
+    @pytest.fixture
+    def race(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        monkeypatch.delitem(sys.modules, "racing_writers", raising=False)
+        import racing_writers
+
+        return racing_writers.race
+
+    def test_eight_processes_keep_every_promise_on_a_folder(self, race, tmp_path: Path) -> None:
+        report = race((tmp_path / "store").as_uri(), {}, rounds=40, writers=8)
+        assert report.broken == []
+        assert report.commits > 100
+        assert report.deletions + report.refused > 100
+
+    @pytest.mark.slow
+    def test_four_processes_keep_every_promise_on_s3(self, race, s3_server: SeaweedServer, s3_uri: str) -> None:
+        report = race(s3_uri, s3_server.credentials, rounds=12, writers=4)
+        assert report.broken == []
+        assert report.commits > 15
