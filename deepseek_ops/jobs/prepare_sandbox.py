@@ -31,6 +31,7 @@ from pathlib import Path
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
 _LAST_CAPABILITY = 63
+_CPU_GRACE_SECONDS = 5
 
 # Landlock; its syscalls have the same numbers on every architecture.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -83,7 +84,8 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], limits: Limit
 def set_limits(limits: Limits) -> None:
     """Lower this process's limits; none is ever raised."""
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_CPU, limits.cpu_seconds)
+    # SIGXCPU comes at the soft limit, SIGKILL at the hard one: equal limits would end it without a reason.
+    _lower(resource.RLIMIT_CPU, limits.cpu_seconds, spare=_CPU_GRACE_SECONDS)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     _lower(resource.RLIMIT_NPROC, limits.processes)
@@ -103,12 +105,13 @@ def _python() -> list[Path]:
     return [*map(Path, packages), Path(sys.executable).resolve().parent, Path(__file__).resolve().parents[1]]
 
 
-def _lower(limit: int, value: int | None) -> None:
+def _lower(limit: int, value: int | None, *, spare: int = 0) -> None:
     if value is None:
         return
     _, hard = resource.getrlimit(limit)
-    ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (ceiling, ceiling))
+    unlimited = hard == resource.RLIM_INFINITY
+    ceiling = value + spare if unlimited else min(value + spare, hard)
+    resource.setrlimit(limit, (min(value, ceiling), ceiling))
 
 
 def _drop_capabilities() -> str:
