@@ -207,9 +207,9 @@ class StoreHook(PortHook):
 
     @cached_property
     def blobs(self) -> Blobs:
-        from deepseek_ops.data import StoreBlobs
+        from deepseek_ops.data.gc_blobs import GuardedBlobs
 
-        return StoreBlobs(self.store)
+        return GuardedBlobs(self.store)
 
     @cached_property
     def datasets(self) -> DatasetRepository:

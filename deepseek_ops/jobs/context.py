@@ -85,9 +85,9 @@ class JobContext:
     @cached_property
     def blobs(self) -> Blobs:
         """The content-addressed space of ``store``."""
-        from deepseek_ops.data import StoreBlobs
+        from deepseek_ops.data.gc_blobs import GuardedBlobs
 
-        return StoreBlobs(self.store)
+        return GuardedBlobs(self.store, holder=f"job {self.spec.name}")
 
     def event(self, kind: str, /, **fields: object) -> None:
         """Append one event to the job's stream. Any rank may; numbers that JSON lacks become strings ("NaN")."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.jobs import JobPhase
-from deepseek_ops.core.ports import Facts, Launcher
+from deepseek_ops.core.ports import Facts, GitRemote, Launcher
 from deepseek_ops.core.records import Record
+from deepseek_ops.data.gc_history import RetentionPolicy
 from deepseek_ops.pipeline.accounts import account_job
+from deepseek_ops.pipeline.collection import CollectionOutcome, Witnesses, collect
 from deepseek_ops.pipeline.registration import Stores, registry_named
 from deepseek_ops.registry import REGISTRY_KIND
 
@@ -84,6 +86,31 @@ def verify_registries(stores: Stores, facts: Facts, *, say: Say) -> RegistriesRe
     if problems:
         raise RegistryDamagedError(tuple(problems))
     return RegistriesReport(models=models, versions=versions, files=files, num_bytes=size)
+
+
+def tidy_store(
+    stores: Stores,
+    facts: Facts,
+    repositories: Sequence[GitRemote],
+    *,
+    delete: bool,
+    keep_days: float,
+    keep_versions: int,
+    say: Say,
+) -> CollectionOutcome:
+    """Say what nothing names any more; with ``delete``, carry out the last plan and make the next. See ``collect``."""
+    policy = RetentionPolicy(keep_days=keep_days, keep_versions=keep_versions)
+    witnesses = Witnesses(facts=facts, repositories=repositories, stores=stores)
+    outcome = collect(stores.at(stores.uri), policy, witnesses, delete=delete, say=say)
+    if outcome.swept is not None:
+        deleted = {kind: tally.objects for kind, tally in outcome.swept.deleted.items()}
+        say(f"collection {outcome.swept.run}: deleted {deleted}, {outcome.swept.spared} are named or stored again")
+    if outcome.plan is not None:
+        verb = "can go tomorrow" if outcome.plan.run else "could go"
+        say(f"{outcome.plan.num_objects} objects ({outcome.plan.num_bytes} bytes) {verb}")
+        for note in (*outcome.plan.notes, *outcome.plan.problems):
+            say(note)
+    return outcome
 
 
 def _ended_at(launcher: Launcher, name: str) -> datetime | None:

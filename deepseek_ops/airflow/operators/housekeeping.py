@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 from pydantic import JsonValue
 
+from deepseek_ops.airflow.hooks import GitRemoteHook
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator
 
 
@@ -43,6 +44,57 @@ class VerifyRegistryOperator(DeepSeekOpsOperator):
         from deepseek_ops.pipeline.housekeeping import verify_registries
 
         return verify_registries(self.store_hook, self.facts, say=self.log.info).dump()
+
+
+class CollectGarbageOperator(DeepSeekOpsOperator):
+    """Say what nothing names any more in the store; with ``delete``, plan its deletion and carry out the last plan.
+
+    Facts, the registries they name and the model repositories are asked what they name. Whatever a repository that
+    has no connection here could name stays, and the report says so.
+
+    :param delete: whether to delete; otherwise nothing is written (templated).
+    :param keep_days: versions that were the head of their branch so lately stay (templated).
+    :param keep_versions: so many versions of each branch stay in any case (templated).
+    :param git_conn_ids: connections of all model repositories with pointers into the store (templated).
+    :return: a :class:`~deepseek_ops.pipeline.collection.CollectionOutcome` as JSON.
+    """
+
+    template_fields: Sequence[str] = (
+        *DeepSeekOpsOperator.template_fields,
+        "delete",
+        "keep_days",
+        "keep_versions",
+        "git_conn_ids",
+    )
+
+    def __init__(
+        self,
+        *,
+        delete: Any = False,
+        keep_days: Any = 30,
+        keep_versions: Any = 10,
+        git_conn_ids: Sequence[str] = ("deepseek_ops_git",),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.delete = delete
+        self.keep_days = keep_days
+        self.keep_versions = keep_versions
+        self.git_conn_ids = git_conn_ids
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.housekeeping import tidy_store
+
+        outcome = tidy_store(
+            self.store_hook,
+            self.facts,
+            [GitRemoteHook(conn_id).remote for conn_id in self.git_conn_ids],
+            delete=str(self.delete).lower() == "true",
+            keep_days=float(self.keep_days),
+            keep_versions=int(self.keep_versions),
+            say=self.log.info,
+        )
+        return outcome.dump()
 
 
 class VerifyAuditOperator(DeepSeekOpsOperator):
