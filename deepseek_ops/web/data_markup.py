@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from urllib.parse import quote, urlencode
 
-PAGE_POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'self'"
+)
 """Content-Security-Policy of pages: own style sheet and forms, no script at all."""
 FILE_POLICY = "default-src 'none'; sandbox"
 """Content-Security-Policy of file downloads: a stored HTML file can do nothing here."""

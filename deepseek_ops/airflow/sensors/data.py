@@ -11,7 +11,8 @@ from airflow.sdk import Context
 
 from deepseek_ops.airflow.hooks import StoreHook
 from deepseek_ops.airflow.sensors.waiting import WaitSensor
-from deepseek_ops.airflow.triggers.data import MARKERS, NOTHING, DataArrival, ManifestTrigger, survey
+from deepseek_ops.airflow.triggers.data import ManifestTrigger
+from deepseek_ops.airflow.triggers.uploads import MARKERS, NOTHING, fulfilled, survey
 
 
 class DatasetArrivalSensor(WaitSensor):
@@ -24,9 +25,11 @@ class DatasetArrivalSensor(WaitSensor):
     :param after: digest of the listing that is old; empty takes what exists as new; None: what exists when the first
         try starts is old (templated).
     :param poll_interval: seconds between two looks while deferred.
+    :param queue: URL of an SQS queue with the bucket's notifications, which end the wait at once while deferred.
+    :param queue_conn_id: AWS connection of the queue.
     """
 
-    template_fields: Sequence[str] = ("store_conn_id", "prefix", "after")
+    template_fields: Sequence[str] = ("store_conn_id", "prefix", "after", "queue")
 
     def __init__(
         self,
@@ -37,6 +40,8 @@ class DatasetArrivalSensor(WaitSensor):
         markers: Sequence[str] = MARKERS,
         after: str | None = None,
         poll_interval: float = 60.0,
+        queue: str = "",
+        queue_conn_id: str = "aws_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,6 +51,8 @@ class DatasetArrivalSensor(WaitSensor):
         self.markers = markers
         self.after = after
         self.poll_interval = poll_interval
+        self.queue = queue
+        self.queue_conn_id = queue_conn_id
         self._quiet: tuple[str, float] = ("", 0.0)
 
     def execute(self, context: Context) -> Any:
@@ -59,6 +66,8 @@ class DatasetArrivalSensor(WaitSensor):
                 markers=self.markers,
                 poll_interval=self.poll_interval,
                 after=self._known(context),
+                queue=self.queue,
+                queue_conn_id=self.queue_conn_id,
             )
         )
 
@@ -73,14 +82,9 @@ class DatasetArrivalSensor(WaitSensor):
         quiet = time.monotonic() - self._quiet[1] >= self.settle
         if not quiet and not (there.marked and known == NOTHING):
             return PokeReturnValue(is_done=False)
-        arrival = DataArrival(
-            uri=store.uri,
-            prefix=self.prefix,
-            digest=there.digest,
-            num_objects=there.num_objects,
-            num_bytes=there.num_bytes,
-        )
-        return PokeReturnValue(is_done=True, xcom_value=arrival.dump())
+        if not fulfilled(store, there.manifests):
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=there.arrival(store, self.prefix).dump())
 
     def _known(self, context: Context) -> str:
         if self.after is None:

@@ -3,68 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.triggers.base import TriggerEvent
-from pydantic import Field
 
 from deepseek_ops.airflow.hooks import StoreHook
+from deepseek_ops.airflow.triggers.folder_watch import FolderWatch
+from deepseek_ops.airflow.triggers.queue import Bell
+from deepseek_ops.airflow.triggers.uploads import MARKERS, NOTHING, DataArrival, Listing, fulfilled, survey
 from deepseek_ops.airflow.triggers.watching import Memory, OnStart, WatchTrigger, pause_after
 from deepseek_ops.core.errors import DeepSeekOpsError
-from deepseek_ops.core.records import Digest, Record
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import ObjectStore
 
+__all__ = ["MARKERS", "NOTHING", "DataArrival", "Listing", "ManifestTrigger", "survey"]
+
 log = logging.getLogger(__name__)
 
-MARKERS = ("_READY", "_SUCCESS", "manifest.json")
-"""Object names that say "this upload is complete"."""
-NOTHING = hashlib.sha256().hexdigest()
+SHORTEST_PAUSE = 0.1
 
 
-class DataArrival(Record):
-    """What lies below a prefix once an upload is complete. Equal content, equal digest."""
+class Watch(Protocol):
+    """One run of the trigger."""
 
-    uri: str = Field(description="The store, without credentials.")
-    prefix: str
-    digest: Digest = Field(description="SHA-256 over the lines 'key size' of every object in key order.")
-    num_objects: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
+    store: ObjectStore | None
 
+    @property
+    def waits(self) -> bool:
+        """Whether something has arrived that is not complete yet."""
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A listing, summed up; it takes no memory however many objects there are."""
+    async def look(self) -> list[DataArrival]:
+        """Return what is complete and was not announced."""
 
-    digest: str
-    num_objects: int
-    num_bytes: int
-    last_key: str
-    marked: bool
+    async def announced(self, arrivals: list[DataArrival]) -> None:
+        """Remember what was handed over."""
 
-
-def survey(store: ObjectStore, prefix: str, *, after: str = "", markers: Sequence[str] = MARKERS) -> Listing:
-    """Return the summed-up listing of the objects below ``prefix`` whose keys come after ``after``. Blocking."""
-    digest, count, size, last, marked = hashlib.sha256(), 0, 0, after, False
-    for item in store.list(prefix, start_after=after):
-        digest.update(f"{item.key}\x00{item.size}\n".encode())
-        count, size, last = count + 1, size + item.size, item.key
-        marked = marked or item.key.rpartition("/")[2] in markers
-    return Listing(digest.hexdigest(), count, size, last, marked)
+    def hint(self, keys: Sequence[str]) -> None:
+        """Let the next look see these keys, wherever they sort."""
 
 
 class ManifestTrigger(WatchTrigger):
     """Fire when an upload below a prefix is complete, with a :class:`DataArrival` as JSON.
 
-    An upload is complete when a marker object arrives with it, or when nothing new came for ``settle`` seconds. A look
-    lists only keys after the last known one, so new data should sort last (dates, numbers); what was inserted before,
-    overwritten or deleted is found by the full look every ``rescan`` seconds. Equal content fires once.
+    An upload is complete when a marker object arrives with it, when everything is there that its ``manifest.json``
+    lists, or when nothing new came for ``settle`` seconds. A look lists only keys after the last known one, so new data
+    should sort last (dates, numbers); what was inserted before, overwritten or deleted is found by the full look every
+    ``rescan`` seconds. Equal content fires once.
+
+    With ``depth`` each folder so many levels below the prefix is an upload of its own, with an event of its own: ten
+    that arrive in one second give ten events, each when *it* is complete. Objects above these folders are no upload.
+
+    With ``queue`` S3's own notifications wake it at once. They only wake it: the listing says what is there, so an
+    event that is late, doubled, lost or forged changes nothing, and without the queue it polls on.
 
     :param store_conn_id: connection of the store.
     :param asset_name: asset whose state store remembers what was announced; empty in a deferred task.
@@ -75,6 +69,9 @@ class ManifestTrigger(WatchTrigger):
     :param rescan: seconds between two full looks.
     :param after: digest that counts as announced, where there is no memory.
     :param on_start: what a first start does with data that exists: ``skip`` or ``announce`` it.
+    :param depth: folder levels below the prefix that make one upload; 0: all below the prefix is one.
+    :param queue: URL of an SQS queue that gets the bucket's notifications (directly, by SNS or EventBridge).
+    :param queue_conn_id: AWS connection of the queue.
     """
 
     def __init__(
@@ -89,6 +86,9 @@ class ManifestTrigger(WatchTrigger):
         rescan: float = 3600.0,
         after: str | None = None,
         on_start: OnStart = "skip",
+        depth: int = 0,
+        queue: str = "",
+        queue_conn_id: str = "aws_default",
     ) -> None:
         super().__init__(asset_name=asset_name, poll_interval=poll_interval, on_start=on_start)
         self.store_conn_id = store_conn_id
@@ -97,6 +97,9 @@ class ManifestTrigger(WatchTrigger):
         self.markers = list(markers)
         self.rescan = rescan
         self.after = after
+        self.depth = depth
+        self.queue = queue
+        self.queue_conn_id = queue_conn_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -111,14 +114,23 @@ class ManifestTrigger(WatchTrigger):
                 "rescan": self.rescan,
                 "after": self.after,
                 "on_start": self.on_start,
+                "depth": self.depth,
+                "queue": self.queue,
+                "queue_conn_id": self.queue_conn_id,
             },
         )
 
+    def open_store(self) -> ObjectStore:
+        """Return the store. Blocking."""
+        return StoreHook(self.store_conn_id).store
+
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        watch, failures = _Watch(self), 0
+        watch: Watch = FolderWatch(self) if self.depth else _Watch(self)
+        bell = Bell(self.queue, self.queue_conn_id, self.prefix)
+        failures = 0
         while True:
             try:
-                arrival = await watch.look()
+                arrivals = await watch.look()
             except Exception as error:  # noqa: BLE001  (a trigger that raises is started again without a pause)
                 failures += 1
                 watch.store = None
@@ -128,10 +140,14 @@ class ManifestTrigger(WatchTrigger):
                 await asyncio.sleep(wait)
                 continue
             failures = 0
-            if arrival is not None:
+            for arrival in arrivals:
                 yield TriggerEvent(arrival.dump())
-                await watch.announced(arrival)
-            await asyncio.sleep(self.poll_interval)
+            if arrivals:
+                await watch.announced(arrivals)
+            await bell.heard()
+            # What has arrived is looked at again when its quiet time may be over, however seldom polls are.
+            pause = min(self.poll_interval, max(self.settle, SHORTEST_PAUSE)) if watch.waits else self.poll_interval
+            watch.hint(await bell.wait(pause, watch.store.uri if watch.store is not None else ""))
 
 
 class _Watch:
@@ -145,35 +161,40 @@ class _Watch:
         self._pending: tuple[str, float] | None = None  # digest of the news, when it was first seen
         self._full_look = time.monotonic()
 
-    async def look(self) -> DataArrival | None:
-        """Return an arrival that is complete and was not announced."""
+    async def look(self) -> list[DataArrival]:
+        """Return an arrival that is complete and was not announced, if there is one."""
         if self.store is None:
-            self.store = await asyncio.to_thread(_open, self._trigger.store_conn_id)
+            self.store = await asyncio.to_thread(self._trigger.open_store)
         if self._known is None:
             await self._begin(self.store)
         if self._known is None or not await self._complete(self.store, self._known):
-            return None
+            return []
         # Everything below the prefix is what a consumer will read: that is what gets announced.
         full = await self._survey(self.store)
         self._pending, self._full_look = None, time.monotonic()
         if full.digest == self._known["digest"]:
             self._known["last_key"] = full.last_key
-            return None
+            return []
         self._known = {"digest": full.digest, "last_key": full.last_key}
-        return DataArrival(
-            uri=self.store.uri,
-            prefix=self._trigger.prefix,
-            digest=full.digest,
-            num_objects=full.num_objects,
-            num_bytes=full.num_bytes,
-        )
+        return [full.arrival(self.store, self._trigger.prefix)]
 
-    async def announced(self, arrival: DataArrival) -> None:
+    async def announced(self, arrivals: list[DataArrival]) -> None:
         """Remember an arrival that was handed over."""
+        (arrival,) = arrivals
         log.info("announced %d objects below %r, digest %s", arrival.num_objects, arrival.prefix, arrival.digest[:12])
         if self._memory is not None and self._known is not None:
             await asyncio.sleep(self._trigger.handover_seconds)
             await self._memory.save_or_log(self._known)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has arrived that is not complete yet."""
+        return self._pending is not None
+
+    def hint(self, keys: Sequence[str]) -> None:
+        """Make the next look a full one when a key sorts before what is known."""
+        if self._known is not None and any(key <= self._known["last_key"] for key in keys):
+            self._full_look = float("-inf")
 
     async def _begin(self, store: ObjectStore) -> None:
         trigger = self._trigger
@@ -204,13 +225,11 @@ class _Watch:
         if self._pending is None or self._pending[0] != news.digest:
             self._pending = (news.digest, now)
         # In a full look, a marker may be that of an upload that was announced long ago.
+        if news.manifests and not await asyncio.to_thread(fulfilled, store, news.manifests):
+            return False
         marked = news.marked and (not full or known["digest"] == NOTHING)
         return marked or now - self._pending[1] >= self._trigger.settle
 
     async def _survey(self, store: ObjectStore, after: str = "") -> Listing:
         trigger = self._trigger
         return await asyncio.to_thread(survey, store, trigger.prefix, after=after, markers=trigger.markers)
-
-
-def _open(store_conn_id: str) -> ObjectStore:
-    return StoreHook(store_conn_id).store
