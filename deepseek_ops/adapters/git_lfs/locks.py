@@ -2,9 +2,9 @@
 
 Each path of a repository has a log: entry ``n`` is a lock, or an empty object where the lock was given back. A change
 creates entry ``n + 1``; of many writers one wins and the others read again. Numbers count down in the key, so the
-newest entry sorts first. Entries that are superseded are removed, the newest never, so numbers never start again.
-Whoever was slow could therefore create an entry below the newest one: after creating, one look at the log tells
-whether it counts.
+newest entry sorts first, and never start again. Only the last entries are kept. A listing may be a little old, and may
+miss what was removed while it was made: whoever acts on it collides with an entry that is still kept. Whoever stood
+still for longer could create an entry below the newest one: after creating, one more look tells whether it counts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,6 +30,8 @@ from deepseek_ops.core.records import Record, canonical_json
 LOCKS = "lfs/locks/"
 MAX_PATH_BYTES = 4096
 MAX_PAGE = 1000
+KEPT = 8
+"""Entries of a file's log: so many changes would have to happen in the middle of one listing to deceive its reader."""
 _LAST = 10**8 - 1
 _TRIES = 50
 _ID = re.compile(r"([0-9a-f]{32})-(\d{1,8})")
@@ -73,8 +76,9 @@ class Locks:
                 raise LfsRequestError(409, message, {"lock": held.public()})
             stamp = datetime.fromtimestamp(int(self._now()), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             lock = Lock(id=f"{name}-{number + 1}", path=path, owner=owner, locked_at=stamp)
-            if self._append(repository, name, number + 1, canonical_json(lock.dump())):
-                return lock
+            with suppress(ObjectExistsError):
+                if self._append(repository, name, number + 1, canonical_json(lock.dump())):
+                    return lock
             _pause(attempt)
         raise StoreUnavailableError(self._store.uri, f"the lock of {path} changes too fast")
 
@@ -91,8 +95,10 @@ class Locks:
             raise LfsRequestError(
                 403, f"{held.path} is locked by {held.owner}; unlock it with --force if that is meant"
             )
-        if not self._append(repository, name, number + 1, b""):
-            raise LfsRequestError(404, "there is no such lock any more")
+        try:
+            self._append(repository, name, number + 1, b"")  # if it is not the newest, the next lock was quick
+        except ObjectExistsError:
+            raise LfsRequestError(404, "there is no such lock any more") from None
         return held
 
     def find(self, repository: str, *, path: str = "", lock_id: str = "", cursor: str = "", limit: int = 0) -> LockPage:
@@ -164,18 +170,18 @@ class Locks:
         raise StoreUnavailableError(self._store.uri, "a lock changes faster than it can be read")
 
     def _append(self, repository: str, name: str, number: int, body: bytes) -> bool:
-        """Create an entry and return whether it is the newest; then those before it are removed."""
+        """Create an entry and return whether it is the newest; old ones are removed.
+
+        Raises ObjectExistsError when another writer was first.
+        """
         prefix = f"{_folder(repository)}{name}/"
         key = f"{prefix}{_LAST - number:08d}"
-        try:
-            self._store.create(key, body)
-        except ObjectExistsError:
-            return False
+        self._store.create(key, body)
         keys = [info.key for info in self._store.list(prefix)]
-        if keys[0] != key:
+        if keys[:1] != [key]:
             self._store.delete([key])
             return False
-        self._store.delete([old for old in keys if old > key])
+        self._store.delete(keys[KEPT:])
         return True
 
 
