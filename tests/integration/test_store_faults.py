@@ -169,6 +169,15 @@ class TestLostAnswers:
         faulty_store.put_blob(key, source)
         assert faulty_store.head(key).size == LARGE  # type: ignore[union-attr]
 
+    def test_a_completion_that_fails_after_its_200_is_asked_for_again(
+        self, faulty_s3: FaultyS3, faulty_store: ObjectStore, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(pattern(LARGE))
+        faulty_s3.will(Fault(faulty.ANSWER, "complete", count=1, body=b"<Error><Code>InternalError</Code></Error>"))
+        faulty_store.put_blob("blob", source)
+        assert faulty_store.get("blob", start=LARGE - 9) == pattern(LARGE)[-9:]
+
 
 class TestBusyServer:
     def test_a_server_that_stays_busy_is_left_alone_after_a_bounded_number_of_requests(
