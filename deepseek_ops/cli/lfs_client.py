@@ -112,8 +112,12 @@ def pointer(
     into: Annotated[Path, typer.Option(help="Folder of the clone to write below.")] = Path(),
     force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
 ) -> None:
-    """Write LFS pointers to registered files: `git add` them, and nothing is uploaded."""
-    from deepseek_ops.adapters.git_lfs.config import store_of
+    """Write LFS pointers to registered files: `git add` them, and nothing is uploaded.
+
+    git-lfs refuses to push a pointer whose content is not in the clone, so the clone is told to allow it; the pre-push
+    check of `deepseek-ops init` then asks the store.
+    """
+    from deepseek_ops.adapters.git_lfs.config import set_config, store_of
     from deepseek_ops.pipeline.weight_pointers import registered_files, write_pointers
 
     with _reported():
@@ -121,9 +125,9 @@ def pointer(
         if not at or not registry:
             raise ConfigError(version, 0, "", "is no MODEL@VERSION of a known registry.", "Give --registry and both.")
         chosen = registered_files(open_store(registry), name, number, tuple(files or ()))
-        _print(
-            [_row(entry) for entry in write_pointers(open_store(store_of(into, store)), into, chosen, replace=force)]
-        )
+        written = write_pointers(open_store(store_of(into, store)), into, chosen, replace=force)
+        changed = set_config(into, "lfs.allowincompletepush", "true")
+        _print({"pointers": [_row(entry) for entry in written], "changed": [changed] if changed else []})
 
 
 def migrate(

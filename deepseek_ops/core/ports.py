@@ -85,6 +85,9 @@ class Blobs(Protocol):
     def verify(self, entry: FileEntry) -> None:
         """Read the object back and check size and digest. Raises IntegrityError, ObjectNotFoundError."""
 
+    def get_part(self, digest: Digest, *, start: int, length: int) -> bytes:
+        """Return a part of the object, which no digest can vouch for: a header, say. Raises ObjectNotFoundError."""
+
     def size_of(self, digest: Digest) -> int | None:
         """Return the size of the stored object without reading it, or None when there is none."""
 

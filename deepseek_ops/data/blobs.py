@@ -136,6 +136,10 @@ class StoreBlobs:
             seen.update(self._store.get(key, start=start, length=RANGE_BYTES))
         self._check(entry.digest, seen.hexdigest())
 
+    def get_part(self, digest: Digest, *, start: int, length: int) -> bytes:
+        """Return a part of the object, which no digest can vouch for: a header, say. Raises ObjectNotFoundError."""
+        return self._store.get(blob_key(digest), start=start, length=length)
+
     def size_of(self, digest: Digest) -> int | None:
         """Return the size of the stored object without reading it, or None when there is none."""
         info = self._store.head(blob_key(digest))

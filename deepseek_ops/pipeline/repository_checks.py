@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepseek_ops.adapters.git_lfs.pointer import LfsPointerError, parse_pointer
+from deepseek_ops.adapters.git_lfs.config import lfs_storage, store_of
+from deepseek_ops.adapters.git_lfs.fetching import WeightNotPushedError, object_path
+from deepseek_ops.adapters.git_lfs.pointer import MAX_POINTER_BYTES, LfsPointer, LfsPointerError, parse_pointer
 from deepseek_ops.adapters.git_lfs.worktree_git import git, try_git
 from deepseek_ops.core.config import InvalidPipelineError, load_pipeline
 from deepseek_ops.core.errors import ConfigError, DeepSeekOpsError, ObjectNotFoundError
+from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.data import read_pointer
 from deepseek_ops.data.layout import commit_key
@@ -72,7 +75,9 @@ def check_push(folder: Path, remote: str, updates: Iterable[str], open_store: Ca
     findings = Findings()
     tips, known = _pushed(folder, updates)
     if tips:
-        findings.problems += _raw_weights(folder, _new_blobs(folder, remote, tips, known))
+        pointers: dict[str, LfsPointer] = {}
+        findings.problems += _raw_weights(folder, _new_blobs(folder, remote, tips, known), pointers)
+        _check_pointers(folder, pointers, findings, open_store)
     for tip in tips:
         _check_tip(folder, tip, findings, open_store)
     return findings
@@ -109,26 +114,60 @@ def _sized(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[_Blob]:
     return found
 
 
-def _raw_weights(folder: Path, blobs: Sequence[_Blob]) -> Iterator[str]:
-    """Yield a line for each blob that belongs into Git LFS and is not there."""
+def _raw_weights(folder: Path, blobs: Sequence[_Blob], pointers: dict[str, LfsPointer] | None = None) -> Iterator[str]:
+    """Yield a line for each blob that belongs into Git LFS and is not there; note the pointers (path -> pointer)."""
     tracked = _lfs_paths(folder, [blob.path for blob in blobs])
+    small = _contents(folder, [blob.oid for blob in blobs if blob.path in tracked and blob.size <= MAX_POINTER_BYTES])
     for blob in blobs:
-        remedy = "`git lfs track` its kind, then `git rm --cached` and `git add` it again"
-        if blob.size == 0 or (blob.path not in tracked and blob.size <= MAX_BINARY_BYTES):
-            continue
-        data = git(folder, "cat-file", "blob", blob.oid) if blob.size <= MAX_BINARY_BYTES else _head(folder, blob.oid)
-        try:
-            if parse_pointer(data, file=blob.path) is not None:
+        if blob.size and blob.path in tracked:
+            try:
+                pointer = parse_pointer(small.get(blob.oid, b""), file=blob.path)
+            except LfsPointerError as error:
+                yield str(error)
                 continue
-        except LfsPointerError as error:
-            yield str(error)
-            continue
-        if blob.path in tracked:
-            remedy = "install git-lfs, then `git add --renormalize` it; `deepseek-ops lfs migrate` mends older commits"
-            problem = f"{blob.size:,} bytes are in Git itself although .gitattributes gives it to Git LFS"
-            yield f"{blob.path}: {problem}; {remedy}."
-        elif b"\x00" in data[:_SNIFFED_BYTES]:
+            if pointer is None:
+                remedy = "install git-lfs, then `git add --renormalize` it; `deepseek-ops lfs migrate` mends commits"
+                problem = f"{blob.size:,} bytes are in Git itself although .gitattributes gives it to Git LFS"
+                yield f"{blob.path}: {problem}; {remedy}."
+            elif pointers is not None:
+                pointers[blob.path] = pointer
+        elif blob.size > MAX_BINARY_BYTES and b"\x00" in _content(folder, blob.oid)[:_SNIFFED_BYTES]:
+            remedy = "`git lfs track` its kind, then `git rm --cached` and `git add` it again"
             yield f"{blob.path}: a binary of {blob.size:,} bytes does not belong into Git; {remedy}."
+
+
+def _check_pointers(
+    folder: Path, pointers: dict[str, LfsPointer], findings: Findings, open_store: Callable[[str], ObjectStore]
+) -> None:
+    """Refuse pointers whose objects are neither here nor in the store.
+
+    git-lfs would see that too, unless it was told that objects may be missing here, as it must be where pointers to
+    registered files are pushed.
+    """
+    storage = lfs_storage(folder)
+    missing = {path: one for path, one in pointers.items() if not object_path(storage, one.oid).is_file()}
+    if not missing:
+        return
+    try:
+        store = open_store(store_of(folder))
+        found = {path: store.head(blob_key(one.oid)) for path, one in missing.items()}
+    except DeepSeekOpsError as error:
+        findings.warnings.append(f"{len(missing)} weights that are not here were not looked for in the store: {error}")
+        return
+    findings.problems += [
+        str(WeightNotPushedError(path, missing[path].oid, store.uri)) for path, info in found.items() if info is None
+    ]
+
+
+def _contents(folder: Path, oids: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of small blobs, read by one git."""
+    found: dict[str, bytes] = {}
+    data = git(folder, "cat-file", "--batch", data="".join(f"{oid}\n" for oid in oids).encode()) if oids else b""
+    while data:
+        head, _, data = data.partition(b"\n")
+        oid, _, size = head.decode().split(" ")
+        found[oid], data = data[: int(size)], data[int(size) + 1 :]
+    return found
 
 
 def _lfs_paths(folder: Path, paths: Sequence[str]) -> set[str]:
@@ -136,11 +175,6 @@ def _lfs_paths(folder: Path, paths: Sequence[str]) -> set[str]:
     answer = git(folder, "check-attr", "--stdin", "-z", "filter", data=asked) if asked else b""
     fields = answer.decode(errors="surrogateescape").split("\x00")
     return {path for path, value in zip(fields[::3], fields[2::3], strict=False) if value == "lfs"}
-
-
-def _head(folder: Path, oid: str) -> bytes:
-    # git has no ranges; what is read here is a mistake that is about to be refused.
-    return git(folder, "cat-file", "blob", oid)[: _SNIFFED_BYTES + 1]
 
 
 def _check_tip(folder: Path, tip: str, findings: Findings, open_store: Callable[[str], ObjectStore]) -> None:

@@ -22,6 +22,7 @@ from deepseek_ops.registry.weights import (
     WeightInfo,
     combine_shards,
     is_weight_file,
+    model_weights,
     read_shard_index,
     read_weights,
 )
@@ -83,18 +84,9 @@ def weights_of_files(
         store: Where the files are.
         key: Returns the key of a file from its path and digest: content-addressed, or a registry's folder.
     """
-    weights = [entry for entry in files.files if is_weight_file(entry.path)]
-    if not weights:
-        return None
-    shards = {
-        entry.path: read_weights(ObjectRanges(store, key(entry.path, entry.digest), entry.size, name=entry.path))
-        for entry in weights
-    }
-    index = next((entry for entry in files.files if entry.path.endswith(INDEX_SUFFIX)), None)
-    if index is None or "/" in index.path or index.size > MAX_INDEX_BYTES:
-        return combine_shards(shards, file=weights[0].path)
-    data = store.get(key(index.path, index.digest))
-    return combine_shards(shards, file=index.path, index=read_shard_index(data, file=index.path))
+    return model_weights(
+        files, lambda entry: ObjectRanges(store, key(entry.path, entry.digest), entry.size, name=entry.path)
+    )
 
 
 def parse_oid(text: str) -> str | None:
@@ -106,7 +98,7 @@ def parse_oid(text: str) -> str | None:
 def local_object(folder: Path, pointer: LfsPointer) -> Path | None:
     """Return git-lfs's own copy of an object in the clone that ``folder`` is in, or None."""
     try:
-        place = object_path(lfs_storage(folder, {}), pointer.oid)
+        place = object_path(lfs_storage(folder), pointer.oid)
     except WorkTreeGitError:
         return None
     return place if place.is_file() and place.stat().st_size == pointer.size else None

@@ -28,6 +28,7 @@ from deepseek_ops.core.records import (
 )
 from deepseek_ops.registry.errors import InvalidBundleError
 from deepseek_ops.registry.layout import bundle_key
+from deepseek_ops.registry.weights import WeightSummary
 
 CARD = "README.md"
 CANONICAL_FORMAT: Final = "safetensors"
@@ -45,6 +46,9 @@ class Bundle(Record):
     exports: tuple[ExportedModel, ...] = Field(description="One per format; safetensors is always among them.")
     evaluations: tuple[Evaluation, ...] = Field(default=(), description="The gates' evidence.")
     metrics: dict[str, float] = Field(default_factory=dict)
+    weights: WeightSummary | None = Field(
+        default=None, description="What the headers of the model's weights say; None in bundles of older releases."
+    )
     card: FileEntry = Field(description="The model card, README.md.")
 
     @property

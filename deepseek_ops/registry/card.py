@@ -8,6 +8,7 @@ import yaml
 from pydantic import JsonValue
 
 from deepseek_ops.core.records import Checkpoint, Evaluation, ExportedModel, RunManifest
+from deepseek_ops.registry.weights import WeightSummary
 
 
 def model_card(
@@ -17,6 +18,7 @@ def model_card(
     checkpoint: Checkpoint,
     exports: Sequence[ExportedModel],
     evaluations: Sequence[Evaluation],
+    weights: WeightSummary | None = None,
 ) -> str:
     """Return the card. Equal parts give equal text: its digest is in the bundle."""
     front = yaml.safe_dump(_front_matter(manifest, evaluations), sort_keys=False, allow_unicode=True)
@@ -28,6 +30,7 @@ def model_card(
         _evaluation_table(evaluations),
         "## Files",
         _format_table(exports),
+        *(("## Weights", _weights_table(weights)) if weights else ()),
         "## Use",
         _use(version),
         "## Reproduce",
@@ -106,6 +109,17 @@ def _format_table(exports: Sequence[ExportedModel]) -> str:
         size = f"{export.files.num_bytes:,}"
         rows.append((f"`{export.format}/`", str(export.status), str(len(export.files.files)), size, shown))
     return _table(("Folder", "Status", "Files", "Bytes", "Agreement with the checkpoint"), rows)
+
+
+def _weights_table(weights: WeightSummary) -> str:
+    dtypes = ", ".join(f"{_text(name)} {count:,}" for name, count in weights.dtypes.items())
+    rows = [
+        ("Parameters", f"{weights.num_parameters:,} in {weights.num_tensors:,} tensors"),
+        ("Parameters by dtype", dtypes),
+        ("Format", f"{_text(weights.format)} of {_text(weights.framework)}, {weights.num_bytes:,} bytes"),
+        *((_text(key), _text(value[:200])) for key, value in list(weights.metadata.items())[:20]),
+    ]
+    return _table(("", ""), rows)
 
 
 def _use(version: str) -> str:

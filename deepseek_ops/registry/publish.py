@@ -53,6 +53,7 @@ from deepseek_ops.registry.layout import (
     identity_key,
     next_version,
 )
+from deepseek_ops.registry.weights import summarise_model
 
 _TRIES = 50
 _WORKERS = 4
@@ -89,6 +90,7 @@ def publish(
                 exports=exports,
                 evaluations=evaluations,
                 metrics=all_metrics(checkpoint, evaluations, metrics),
+                weights=summarise_model(blobs, checkpoint.model),
                 card=FileEntry(path=CARD, size=0, digest=digest_of(b"")),
             ),
             bump,
@@ -119,6 +121,7 @@ def _claim(store: ObjectStore, blobs: Blobs, draft: Bundle, bump: Bump) -> SemVe
             checkpoint=draft.checkpoint,
             exports=draft.exports,
             evaluations=draft.evaluations,
+            weights=draft.weights,
         ).encode()
         entry = FileEntry(path=CARD, size=len(card), digest=blobs.put(card))
         try:

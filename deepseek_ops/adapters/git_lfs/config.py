@@ -102,8 +102,10 @@ def committed_store(folder: Path) -> str:
     return ""
 
 
-def lfs_storage(folder: Path, config: Mapping[str, str]) -> Path:
+def lfs_storage(folder: Path, config: Mapping[str, str] | None = None) -> Path:
     """Return the folder of git-lfs's own objects; every work tree of a clone shares it."""
+    if config is None:
+        config = _listed(git(folder, "config", "--list", "--null"))
     common = Path(git(folder, "rev-parse", "--git-common-dir").decode().rstrip("\n"))
     return (folder / common).resolve() / Path(config.get("lfs.storage", "lfs")).expanduser()
 

@@ -7,6 +7,7 @@ offset, shape and name is refused until it was checked, and no file makes a read
 
 from deepseek_ops.registry.weights.comparing import WeightDiff, compare_weights, diff_lines
 from deepseek_ops.registry.weights.errors import WeightFormatError
+from deepseek_ops.registry.weights.models import model_weights, summarise_model
 from deepseek_ops.registry.weights.ranges import LocalRanges, ObjectRanges, Ranges
 from deepseek_ops.registry.weights.reading import WEIGHT_SUFFIXES, is_weight_file, read_weights
 from deepseek_ops.registry.weights.record import TensorInfo, WeightInfo, WeightSummary, weight_lines
@@ -27,7 +28,9 @@ __all__ = [
     "compare_weights",
     "diff_lines",
     "is_weight_file",
+    "model_weights",
     "read_shard_index",
     "read_weights",
+    "summarise_model",
     "weight_lines",
 ]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from deepseek_ops.core.errors import LocalDiskError
-from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.ports import Blobs, ObjectStore
+from deepseek_ops.core.records import FileEntry
 from deepseek_ops.registry.weights.errors import WeightFormatError
 
 BUDGET_BYTES = 256 << 20
@@ -65,6 +66,21 @@ class ObjectRanges:
     def read(self, start: int, length: int) -> bytes:
         _check(self, start, length)
         return _counted(self, self._store.get(self._key, start=start, length=length), length)
+
+
+class BlobRanges:
+    """Ranges of a file in the content-addressed space. Raises ObjectNotFoundError for one that is not there."""
+
+    def __init__(self, blobs: Blobs, entry: FileEntry) -> None:
+        self.name = entry.path
+        self.size = entry.size
+        self.num_read = 0
+        self._blobs = blobs
+        self._digest = entry.digest
+
+    def read(self, start: int, length: int) -> bytes:
+        _check(self, start, length)
+        return _counted(self, self._blobs.get_part(self._digest, start=start, length=length), length)
 
 
 def _check(ranges: Ranges, start: int, length: int) -> None:
