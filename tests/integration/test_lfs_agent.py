@@ -103,6 +103,7 @@ class TestPushAndClone:
     def test_a_local_store_gives_back_what_was_pushed(self, variables, origin, clone, tmp_path):
         self.check(variables, origin, clone, tmp_path)
 
+    @pytest.mark.slow
     def test_an_s3_store_gives_back_what_was_pushed(
         self, lfs_environment, origin, clone, tmp_path, s3_server: SeaweedServer, s3_uri: str
     ):

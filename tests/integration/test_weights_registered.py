@@ -12,6 +12,7 @@ import pytest
 from test_init_repository import Person, weights
 from typer.testing import CliRunner
 
+from deepseek_ops.adapters.git import open_git
 from deepseek_ops.adapters.git_lfs.fetching import WeightNotPushedError
 from deepseek_ops.adapters.git_lfs.pointer import LfsPointer, parse_pointer, pointer_text
 from deepseek_ops.adapters.stores import open_store
@@ -19,6 +20,7 @@ from deepseek_ops.cli.weights import app as weights_app
 from deepseek_ops.core.objects import blob_key, lfs_root_key
 from deepseek_ops.core.records import Checkpoint, digest_of
 from deepseek_ops.data import StoreBlobs
+from deepseek_ops.pipeline.runs import code_of, plan_run
 from deepseek_ops.pipeline.weight_pointers import pushed_files, registered_files, take_pointers, write_pointers
 from deepseek_ops.registry import Registry
 from deepseek_ops.registry.weights.ranges import ObjectRanges
@@ -64,6 +66,27 @@ class TestRuns:
             take_pointers(tmp_path, StoreBlobs(store), store=store.uri)
         for part in ("base.pt", digest_of(b"never pushed"), "git lfs push --object-id origin"):
             assert part in str(caught.value)
+
+    @pytest.mark.slow
+    def test_a_planned_run_names_the_pushed_object_in_its_code(self, lfs_environment, tmp_path: Path, store):
+        bare = tmp_path / "team" / "model.git"
+        subprocess.run(["git", "init", "-q", "--bare", "--initial-branch=main", str(bare)], check=True)
+        person = Person(lfs_environment, tmp_path / "clone", tmp_path / "store")
+        person.folder.mkdir()
+        person.init()
+        person.git("remote", "add", "origin", str(bare))
+        person.write("models/base.safetensors", weights(1))
+        person.commit("Start")
+        person.git("push", "--quiet", "origin", "main")
+        remote, blobs = open_git(str(bare), cache=tmp_path / "cache"), StoreBlobs(store)
+        run = plan_run(remote, blobs, remote.resolve("main"), resolve_base=lambda _config: None, overrides={})
+        entries = {entry.path: entry for entry in code_of(blobs, run).files}
+        assert entries["models/base.safetensors"].digest == digest_of(weights(1))
+        assert entries["models/base.safetensors"].size == len(weights(1))
+        assert list(entries) == sorted(entries)
+        assert "deepseek/prepare.py" in entries
+        blobs.fetch_folder(code_of(blobs, run), tmp_path / "work")
+        assert (tmp_path / "work/models/base.safetensors").read_bytes() == weights(1)
 
 
 def register(registry: Registry, tmp_path: Path, data: bytes):
