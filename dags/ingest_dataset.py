@@ -1,7 +1,8 @@
 """Ingest a settled upload: copy the raw objects into the store as an immutable set and announce it as an asset.
 
-Starts when an upload below the lake connection's prefix has settled (a `_READY` marker, or no change for five
-minutes), or by hand. `retrain` is scheduled by the asset this DAG produces.
+Starts for each upload that `data_arrival` tells of, or by hand. A run that an upload started ingests exactly what was
+announced, beside what was ingested before; one that was started by hand what lies below `uri`. `retrain` is scheduled
+by the asset this DAG produces.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from deepseek_ops.airflow.assets import DATASET, RAW_DATA
+from deepseek_ops.airflow.assets import DATASET, SETTLED_UPLOAD, per_partition
 from deepseek_ops.airflow.notifiers import ALERT_ON_FAILURE
-from deepseek_ops.airflow.operators.data import IngestDatasetOperator
+from deepseek_ops.airflow.operators.arrival import IngestArrivalOperator
 from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
 
 @dag(
-    schedule=[RAW_DATA],
+    schedule=per_partition(SETTLED_UPLOAD),
     max_active_runs=1,
     default_args={
         "owner": "ml-platform",
@@ -36,7 +37,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
     doc_md=__doc__,
 )
 def ingest_dataset() -> None:
-    IngestDatasetOperator(task_id="ingest", uri="{{ params.uri }}", dataset="{{ params.dataset }}", outlets=[DATASET])
+    IngestArrivalOperator(task_id="ingest", uri="{{ params.uri }}", dataset="{{ params.dataset }}", outlets=[DATASET])
 
 
 ingest_dataset()

@@ -5,6 +5,9 @@ Names are stable: Airflow knows an asset by its name and URI, and its watermarks
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from airflow.sdk import Asset, AssetWatcher
 from airflow.sdk.definitions.asset import Dataset, Model
 
@@ -43,11 +46,31 @@ RAW_DATA = Asset(
                 prefix="",
                 settle=300.0,
                 poll_interval=60.0,
+                depth=int(os.environ.get("DEEPSEEK_OPS_UPLOAD_DEPTH", "0")),
+                queue=os.environ.get("DEEPSEEK_OPS_UPLOAD_QUEUE", ""),
+                queue_conn_id=os.environ.get("DEEPSEEK_OPS_UPLOAD_QUEUE_CONN", "aws_default"),
             ),
         )
     ],
 )
-"""One event for each settled upload below the lake connection's prefix."""
+"""One event for each settled upload below the lake connection's prefix.
+
+``DEEPSEEK_OPS_UPLOAD_DEPTH=1`` makes each folder there an upload of its own. ``DEEPSEEK_OPS_UPLOAD_QUEUE`` is the URL
+of an SQS queue with the bucket's notifications, ``DEEPSEEK_OPS_UPLOAD_QUEUE_CONN`` its AWS connection.
+"""
+
+SETTLED_UPLOAD = Asset(name="deepseek_ops_settled_upload", uri="deepseek-ops://data/settled-upload", group="dataset")
+"""One partition for each upload, with its announcement in ``extra["arrivals"][partition key]``."""
+
+
+def per_partition(asset: Asset) -> Any:
+    """Return the schedule that starts a run for each partition of an asset (Airflow 3.2), or for each event before."""
+    try:
+        from airflow.sdk import PartitionedAssetTimetable
+    except ImportError:
+        return [asset]
+    return PartitionedAssetTimetable(assets=asset)
+
 
 DATASET = Dataset(name="deepseek_ops_dataset", uri="deepseek-ops://data/dataset")
 """A new version of an ingested dataset."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from pydantic import JsonValue
@@ -13,6 +13,9 @@ from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.data.content.lake import ingest
 from deepseek_ops.pipeline.datasets import gate_lines, prepare_job, prepared, raw_identity, raw_name, raw_of
 from deepseek_ops.pipeline.runs import RunPlan
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.ports import ObjectStore
 
 
 class PrepareDatasetOperator(JobOperator):
@@ -65,7 +68,7 @@ class IngestDatasetOperator(DeepSeekOpsOperator):
         self.dataset = dataset
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        lake = self.store_hook.at(self.uri)
+        lake = self.lake(context)
         done = ingest(self.store_hook.datasets, lake, raw_name(self.dataset), progress=self.log.info)
         raw = done.version
         self.log.info(
@@ -83,3 +86,7 @@ class IngestDatasetOperator(DeepSeekOpsOperator):
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {**identity, "uri": self.uri}
         return identity
+
+    def lake(self, context: Context) -> ObjectStore:
+        """Return what is ingested, as a store."""
+        return self.store_hook.at(self.uri)
