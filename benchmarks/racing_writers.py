@@ -165,11 +165,8 @@ def _wrong_rounds(wins: list[Won], rounds: int, writers: int) -> Iterator[str]:
     for number in range(rounds):
         gone = gone or number % ROUNDS_PER_BRANCH == 0
         won, kind = of_round.get(number, []), KINDS[number % len(KINDS)]
-        if kind == "any" or (gone and kind == "parent"):
-            right = len(won) == writers
-        else:
-            right = len(won) == 1
-        if not right:
+        all_win = kind == "any" or (gone and kind == "parent")
+        if len(won) != (writers if all_win else 1):
             yield f"round {number} ({kind}) had {len(won)} winners"
         gone = "" in won and len(won) == 1
 

@@ -374,3 +374,18 @@ class TestKilled:
             recover(tree)
         assert (tree.folder / "empty").read_text() == "theirs"
         assert [path.read_text() for path in (tree.own / "rescued").rglob("empty")] == ["mine"]
+
+    def test_so_is_what_somebody_writes_to_a_file_that_is_to_go(
+        self, local: CountingStore, folder: Path, tmp_path: Path
+    ) -> None:
+        commit(local, folder)
+        tree = take(local, tmp_path / "work")
+        (folder / "empty").unlink()
+        second = commit(local, folder).version
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), local.uri, str(tree.folder), second, "0", "_remove"]
+        subprocess.run(command, capture_output=True, timeout=60, check=False)
+        (tree.folder / "empty").write_text("mine")
+        with tree.locked():
+            recover(tree)
+        assert contents(tree.folder) == contents(folder)
+        assert [path.read_text() for path in (tree.own / "rescued").rglob("empty")] == ["mine"]
