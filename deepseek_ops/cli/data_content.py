@@ -18,8 +18,9 @@ from deepseek_ops.core.errors import ConfigError
 from deepseek_ops.data import DatasetRepository
 from deepseek_ops.data.content import DiffOptions, RecordDiff, examine, record_diff
 from deepseek_ops.data.content.contamination import Item
+from deepseek_ops.data.content.identity import TokenCount
 from deepseek_ops.data.content.incremental import since as changed_since
-from deepseek_ops.data.content.record_diff import TokenCount, stored_profiles
+from deepseek_ops.data.content.profile import stored_profiles
 from deepseek_ops.data.content.rows import Row, read_rows, rows_below
 from deepseek_ops.data.content.verdict import evaluation_items
 from deepseek_ops.data.content.version_files import open_files

@@ -34,7 +34,7 @@ from deepseek_ops.core.records import DatasetVersion, Digest, FileSet
 from deepseek_ops.data import DatasetRepository, VersionNotFoundError
 from deepseek_ops.data.content import DataGateError
 from deepseek_ops.data.content.contamination import Item
-from deepseek_ops.data.content.record_diff import stored_profiles
+from deepseek_ops.data.content.profile import stored_profiles
 from deepseek_ops.data.content.rows import Row, read_rows
 from deepseek_ops.data.content.verdict import evaluation_items
 from deepseek_ops.data.content.version_files import open_files

@@ -105,16 +105,9 @@ def write_dataset(
 ) -> Prepared:
     """Write the dataset's folder from what the callable left in ``source`` and return what it came to.
 
-    Args:
-        source: Folder with documents and, unless ``tokenizer_folder`` is given, ``tokenizer/``.
-        target: Folder to make.
-        shares: Split -> share.
-        dataset: Its name, for errors.
-        tokenizer_folder: A ready tokenizer.
-        checks: What must hold.
-        items: Evaluation items that training must not hold.
-        before: Profiles of the version before, for drift; they decide the verdict and are not written.
-        shard_bytes: Size from which on a file of documents goes on in the next one.
+    ``tokenizer_folder`` holds a ready tokenizer, if it is not in ``source``; ``items`` are evaluation items that
+    training must not hold; ``before`` are the profiles of the version before, which decide the verdict and are not
+    written; from ``shard_bytes`` on the documents of a split go on in another file.
 
     Raises:
         DataGateError: A check that blocks failed, a line that is no document among them; the report is in it.

@@ -12,15 +12,15 @@ from pydantic import JsonValue
 from deepseek_ops.core.config.data_checks import DataChecks
 from deepseek_ops.data.content.contamination import Item
 from deepseek_ops.data.content.findings import ContentReport
+from deepseek_ops.data.content.identity import count_words
 from deepseek_ops.data.content.languages import require_languages
 from deepseek_ops.data.content.profile import SplitProfile
-from deepseek_ops.data.content.record_diff import count_words
 from deepseek_ops.data.content.rows import Row, text_of
 from deepseek_ops.data.content.survey import Survey, Surveyed
 from deepseek_ops.data.content.verdict import Rows, profile_findings, survey_findings
 from deepseek_ops.data.content.version_files import split_of
 
-SPLITS = ("train", "", "val", "test")
+SPLITS = ("train", "val", "test")
 """Least protected first: of two nearly equal documents the one whose split comes earlier would go."""
 
 
@@ -43,7 +43,7 @@ def examine(
     """Return the verdict on records and their profiles. ``rows`` reads them, and is called up to three times.
 
     Args:
-        rows: Returns an iterator over the records; the split of each is what its file's path names.
+        rows: Returns an iterator over the records; the split of each is what its file's path names, else train.
         items: Evaluation items that the training split must not hold.
         before: Profiles of the version before, for drift.
         fields: Fields that make a record's text; none = ``text``, or every text.
@@ -83,7 +83,7 @@ def figures(found: Surveyed) -> dict[str, JsonValue]:
 
 
 def _split_of(row: Row, _text: str) -> str:
-    return split_of(row.file)
+    return split_of(row.file) or SPLITS[0]  # what is not held out may be trained on
 
 
 def _profiles(rows: Rows, found: Surveyed, fields: Sequence[str]) -> dict[str, SplitProfile]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
 
 from pydantic import JsonValue
 
+from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.data.content.languages import LANGUAGE_CHARACTERS, language_of, scripts_of, shares, shift
 from deepseek_ops.data.content.lengths import Lengths
+from deepseek_ops.data.repository import DatasetRepository
+
+REPORT_FILE = "report.json"
 
 SAMPLE = 400
 """Texts per split whose language is looked at: those with the least digests, so the same ones everywhere."""
@@ -82,3 +87,13 @@ def _lengths(profile: Mapping[str, JsonValue]) -> Lengths:
 def _weights(value: JsonValue) -> dict[str, int]:
     """Return shares as parts of ten thousand."""
     return {name: round(float(str(share)) * 10_000) for name, share in value.items()} if isinstance(value, dict) else {}
+
+
+def stored_profiles(repository: DatasetRepository, version: str) -> dict[str, JsonValue]:
+    """Return the profile of each split that a version's own report holds; empty when it has none."""
+    try:
+        body = json.loads(repository.read_file(version, REPORT_FILE))
+    except (DeepSeekOpsError, ValueError):
+        return {}
+    profiles = body.get("profiles") if isinstance(body, dict) else None
+    return profiles if isinstance(profiles, dict) else {}

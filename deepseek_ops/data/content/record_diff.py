@@ -9,23 +9,18 @@ Memory does not grow with the data: of each record 62 bytes go to disk, and come
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import JsonValue
-
-from deepseek_ops.core.errors import DeepSeekOpsError
-from deepseek_ops.core.records import canonical_json
 from deepseek_ops.data.content.diff_records import Amount, RecordDiff, RecordExample, Side, SplitDiff, excerpts
 from deepseek_ops.data.content.extras import require
+from deepseek_ops.data.content.identity import TokenCount, count_words, identity_of
 from deepseek_ops.data.content.languages import require_languages
-from deepseek_ops.data.content.profile import SplitProfile, drift
+from deepseek_ops.data.content.profile import SplitProfile, drift, stored_profiles
 from deepseek_ops.data.content.rows import Row, TextUnit, format_of, read_rows, text_of
 from deepseek_ops.data.content.spill import Spill
 from deepseek_ops.data.content.version_files import files_at, open_files, split_of
@@ -35,20 +30,12 @@ from deepseek_ops.data.repository import DatasetRepository
 if TYPE_CHECKING:
     from numpy import ndarray
 
-TokenCount = Callable[[Sequence[str]], Sequence[int]]
-"""Texts -> tokens of each."""
-REPORT_FILE = "report.json"
 _BATCH = 256
 _ROW_FIELDS = [
     ("rest", "<u8"), ("content", "V16"), ("tokens", "<u4"), ("file", "<u4"), ("row", "<u8"), ("split", "<u1"),
     ("side", "<u1"),
 ]  # fmt: skip
 _OLD, _NEW = 0, 1
-
-
-def count_words(texts: Sequence[str]) -> list[int]:
-    """Return the words of each text, separated by whitespace: the measure where no tokenizer is given."""
-    return [len(text.split()) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -297,26 +284,3 @@ class _Comparison:
                         yield (number, row.row), row
                     if row.row >= max(lines):
                         break
-
-
-def identity_of(value: JsonValue, key: str | None) -> tuple[bytes, bytes]:
-    """Return (identity, content) of a record, 16 bytes each; a record without the key is known by its content."""
-    content = blake2b(canonical_json(value) if not isinstance(value, str) else _utf8(value), digest_size=16).digest()
-    name = value.get(key) if key and isinstance(value, dict) else None
-    if name is None:
-        return content, content
-    return blake2b(canonical_json(name), digest_size=16, person=b"key").digest(), content
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def stored_profiles(repository: DatasetRepository, version: str) -> dict[str, JsonValue]:
-    """Return the profile of each split that a version's own report holds; empty when it has none."""
-    try:
-        body = json.loads(repository.read_file(version, REPORT_FILE))
-    except (DeepSeekOpsError, ValueError):
-        return {}
-    profiles = body.get("profiles") if isinstance(body, dict) else None
-    return profiles if isinstance(profiles, dict) else {}

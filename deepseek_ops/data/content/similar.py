@@ -7,9 +7,11 @@ each group only, so the work stays linear; such documents are still found, as ne
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,16 +74,16 @@ class SimilarDocuments:
 
         if not self._documents:
             return
-        signed = np.memmap(self._path, np.uint32, "r").reshape(-1, HASHES)
-        for part in self._spill.parts():
-            rows = part["row"]
-            waiting: list[tuple[int, int]] = []
-            for begin, end in runs(part["key"]):
-                waiting += self._meetings(np.unique(rows[begin:end]).tolist(), across=across)
-                if len(waiting) >= _CHECK_ROWS:
-                    yield from self._near(signed, waiting)
-                    waiting = []
-            yield from self._near(signed, waiting)
+        with self._path.open("rb", buffering=0) as signed:
+            for part in self._spill.parts():
+                rows = part["row"]
+                waiting: list[tuple[int, int]] = []
+                for begin, end in runs(part["key"]):
+                    waiting += self._meetings(np.unique(rows[begin:end]).tolist(), across=across)
+                    if len(waiting) >= _CHECK_ROWS:
+                        yield from self._near(signed, waiting)
+                        waiting = []
+                yield from self._near(signed, waiting)
         self._path.unlink()
 
     def _meetings(self, rows: Sequence[int], *, across: bool) -> list[tuple[int, int]]:
@@ -105,14 +107,27 @@ class SimilarDocuments:
                 mine.append(row)
         return [row for mine in found.values() for row in mine]
 
-    def _near(self, signed: ndarray, meetings: list[tuple[int, int]]) -> Iterator[Pair]:
+    def _near(self, signed: FileIO, meetings: list[tuple[int, int]]) -> Iterator[Pair]:
         import numpy as np
 
         unique = sorted(set(meetings))
         for start in range(0, len(unique), _COMPARE_ROWS):
             pairs = np.asarray(unique[start : start + _COMPARE_ROWS], np.int64)
-            near = similarity(signed[pairs[:, 0]], signed[pairs[:, 1]])
+            rows, places = np.unique(pairs, return_inverse=True)
+            read = _read_rows(signed, rows)
+            left_at, right_at = places.reshape(-1, 2).T
+            near = similarity(read[left_at], read[right_at])
             for at in np.flatnonzero(near >= self.threshold).tolist():
                 left, right = int(pairs[at, 0]), int(pairs[at, 1])
                 groups = self._groups[left], self._groups[right]
                 yield Pair(self._documents[left], self._documents[right], round(float(near[at]), 4), groups)
+
+
+def _read_rows(signed: FileIO, rows: ndarray) -> ndarray:
+    """Return these signatures. They are read, not mapped: mapped pages would count as this process's memory."""
+    import numpy as np
+
+    width = HASHES * 4
+    joined = b"".join([os.pread(signed.fileno(), width, row * width) for row in rows.tolist()])
+    found: ndarray = np.frombuffer(joined, np.uint32).reshape(-1, HASHES)
+    return found
