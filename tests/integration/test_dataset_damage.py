@@ -175,7 +175,9 @@ class TestCommandLine:
         version = json.loads(out)["version"]
         status, out, _ = run("checkout", str(tmp_path / "out"), "--pointer", pointer)
         assert (status, contents(tmp_path / "out")) == (0, contents(folder))
-        status, out, error = run("checkout", str(tmp_path / "out"), "--version", "corpus")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "file").write_text("not a version")
+        status, out, error = run("checkout", str(tmp_path / "mine"), "--version", "corpus")
         assert (status, out, error.count("\n")) == (1, "", 1)
         assert "not empty" in error
         store = open_store(s3_uri, s3_server.credentials)

@@ -17,7 +17,8 @@ BUSY_TRIES = 4
 """How often one request is sent to a server that is busy, each time after its client's own quick tries."""
 BUSY_SECONDS = 1.0
 """First pause; each further one is up to twice as long."""
-BUSY_STATUS = (429, 503)
+BUSY_STATUS = (429, 500, 502, 503, 504)
+"""SlowDown, and what a server says that starts or fails over, which takes longer than the client's own tries."""
 _ROUND_SECONDS = 0.5
 """Refusals this close together are one: they answer requests sent before we slowed down."""
 

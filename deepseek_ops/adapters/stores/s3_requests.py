@@ -141,7 +141,7 @@ class S3Requests:
             return _meaning(error)
         late = answer.is_success and _ERROR.match(answer.content) is not None  # failed after its 200 was sent
         code = code_of(answer.text) if late or not answer.is_success else ""
-        if late or answer.status_code >= 500 or answer.status_code in BUSY_STATUS or code in TRANSIENT_CODES:
+        if late or answer.status_code in BUSY_STATUS or code in TRANSIENT_CODES:
             return f"HTTP {answer.status_code} {code}".rstrip()
         self._pace.went_well()
         return answer
