@@ -22,6 +22,7 @@ from deepseek_ops.data.gc_digests import DigestSet
 from deepseek_ops.data.gc_history import Commit, RetentionPolicy, ancestors, branch_logs, where_branches_parted
 from deepseek_ops.data.gc_names import Names
 from deepseek_ops.data.gc_runs import kind_of
+from deepseek_ops.data.gc_waste import PackUse
 from deepseek_ops.data.layout import commit_key, tree_key
 from deepseek_ops.data.pages import LOOSE, Page, decode_page, decode_tree
 from deepseek_ops.data.parallel import in_order
@@ -58,6 +59,7 @@ class Marks:
     dropped: dict[bytes, bytes] = field(default_factory=dict)
     """Root page -> one version whose content goes with it, or went before."""
     problems: list[str] = field(default_factory=list)
+    pack_use: PackUse = field(default_factory=PackUse)
 
     def keeps(self, kind: str, digest: bytes) -> bool:
         """Return whether the object is reached."""
@@ -159,6 +161,7 @@ def _mark_page(marks: Marks, page: Page) -> None:
     for entry, location in zip(page.entries, page.locations, strict=True):
         if location == LOOSE:
             marks.objects.add(entry.digest)
+    marks.pack_use.add(zip(page.entries, page.locations, strict=True))
     for pack in {location.pack for location in page.locations} - {LOOSE.pack}:
         marks.packs.add(pack)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -140,9 +140,3 @@ def _read_list(store: ObjectStore, digest: str) -> bytes:
         return store.get(key) if info is not None and info.size <= MAX_LIST_BYTES else b""
     except ObjectNotFoundError:
         return b""
-
-
-def hex_names(data: bytes) -> Iterator[str]:
-    """Yield every SHA-256 that a text names."""
-    for match in HEX.finditer(data):
-        yield match[0].decode()

@@ -13,7 +13,6 @@ from pydantic import Field
 from deepseek_ops.core.ports import ObjectInfo, ObjectStore
 from deepseek_ops.core.records import Record
 from deepseek_ops.data.gc_clock import store_time
-from deepseek_ops.data.gc_digests import DigestSet
 from deepseek_ops.data.gc_history import RetentionPolicy
 from deepseek_ops.data.gc_marks import Marks, mark
 from deepseek_ops.data.gc_names import Names, ReadNames, add_names_in_store, nobody_asked
@@ -65,6 +64,8 @@ class CollectionPlan(Record):
     run: str = Field(default="", description="Empty when nothing was written: a dry run, or nothing can go.")
     policy: RetentionPolicy
     kinds: dict[str, KindReport]
+    sparse_packs: Tally = Field(default=Tally(), description="Packs that stay with less than half of them needed.")
+    wasted_bytes: int = Field(default=0, description="In all packs that stay: freed when the last file of each goes.")
     kept_versions: int
     dropped_versions: int = Field(description="Versions whose content goes; their records stay as history.")
     dropped_examples: tuple[str, ...] = ()
@@ -113,6 +114,17 @@ class _Counts:
         )
 
 
+@dataclass
+class _Waste:
+    bytes: int = 0
+    sparse: _Count = field(default_factory=_Count)
+
+    def add(self, info: ObjectInfo, wasted: int) -> None:
+        self.bytes += wasted
+        if wasted > info.size / 2:
+            self.sparse.add(info)
+
+
 def plan_collection(
     store: ObjectStore,
     policy: RetentionPolicy,
@@ -129,17 +141,19 @@ def plan_collection(
     names, marks = read_marks(store, policy, read_names, now, say)
     run = new_run(now)
     writer = CandidateWriter(store, run) if write else None
-    counts: dict[Kind, _Counts] = {kind: _Counts() for kind in KINDS}
-    gone = _list_candidates(store, policy, names, marks, now, counts, writer, say)
+    survey = _Survey(policy, names, marks, now, writer)
+    survey.list_all(store, say)
     pages = writer.finish() if writer else ()
     plan = CollectionPlan(
         store=store.uri,
         run=run if pages else "",
         policy=policy,
-        kinds={kind: count.report() for kind, count in counts.items()},
+        kinds={kind: count.report() for kind, count in survey.counts.items()},
+        sparse_packs=survey.waste.sparse.tally(),
+        wasted_bytes=survey.waste.bytes,
         kept_versions=marks.kept_versions,
-        dropped_versions=len(gone),
-        dropped_examples=tuple(version.hex() for version in gone[:EXAMPLES]),
+        dropped_versions=len(survey.gone),
+        dropped_examples=tuple(version.hex() for version in survey.gone[:EXAMPLES]),
         problems=tuple(marks.problems),
         notes=tuple(names.notes),
     )
@@ -165,41 +179,52 @@ def _write(store: ObjectStore, plan: CollectionPlan, pages: tuple[CandidatePage,
     write_plan(store, Plan(run=plan.run, pages=pages, candidates=tallies, settle_seconds=plan.policy.settle_seconds))
 
 
-def _list_candidates(
-    store: ObjectStore,
-    policy: RetentionPolicy,
-    names: Names,
-    marks: Marks,
-    now: float,
-    counts: dict[Kind, _Counts],
-    writer: CandidateWriter | None,
-    say: Say,
-) -> list[bytes]:
-    """Count every object by what becomes of it, and write the candidates; return the versions that lose content."""
-    gone: list[bytes] = []
-    for listed, prefix in PREFIXES.items():
-        # Commits and loose files may be named by facts and Git only: unreached by us is not unreached.
-        known = names.complete or listed in ("trees", "packs")
-        for number, (info, digest) in enumerate(_objects(store, prefix), start=1):
-            kind: Kind = "roots" if listed == "trees" and digest in marks.dropped else listed
-            count = counts[kind]
-            if number % REPORT_EVERY == 0:
-                say(f"{prefix}: {number} objects seen, {count.candidates.objects} can go")
-            if marks.keeps(kind, digest):
-                count.reached.add(info)
-            elif not info.modified or now - info.modified <= policy.grace_seconds:
-                count.young.add(info)
-            elif not known:
-                count.unknown.add(info)
-            else:
-                count.candidates.add(info)
-                if len(count.examples) < EXAMPLES:
-                    count.examples.append(key_of(kind, digest))
-                if kind == "roots":
-                    gone.append(marks.dropped[digest])
-                if writer is not None:
-                    writer.add(kind, digest, info.size)
-    return gone
+@dataclass
+class _Survey:
+    """What is found while everything is listed once."""
+
+    policy: RetentionPolicy
+    names: Names
+    marks: Marks
+    now: float
+    writer: CandidateWriter | None
+    counts: dict[Kind, _Counts] = field(default_factory=lambda: {kind: _Counts() for kind in KINDS})
+    waste: _Waste = field(default_factory=_Waste)
+    gone: list[bytes] = field(default_factory=list)
+    """Versions that lose their content."""
+
+    def list_all(self, store: ObjectStore, say: Say) -> None:
+        """Count every object by what becomes of it, and write the candidates."""
+        for listed, prefix in PREFIXES.items():
+            for number, (info, digest) in enumerate(_objects(store, prefix), start=1):
+                kind: Kind = "roots" if listed == "trees" and digest in self.marks.dropped else listed
+                self._see(kind, info, digest)
+                if number % REPORT_EVERY == 0:
+                    say(f"{prefix}: {number} objects seen, {self.counts[listed].candidates.objects} can go")
+
+    def _see(self, kind: Kind, info: ObjectInfo, digest: bytes) -> None:
+        count = self.counts[kind]
+        if self.marks.keeps(kind, digest):
+            count.reached.add(info)
+            if kind == "packs":
+                self.waste.add(info, self.marks.pack_use.wasted(digest, info.size))
+        elif not info.modified or self.now - info.modified <= self.policy.grace_seconds:
+            count.young.add(info)
+        elif kind in ("commits", "objects") and not self.names.complete:
+            # Facts and Git may name them: unreached by us is not unreached.
+            count.unknown.add(info)
+        else:
+            self._let_go(kind, info, digest)
+
+    def _let_go(self, kind: Kind, info: ObjectInfo, digest: bytes) -> None:
+        count = self.counts[kind]
+        count.candidates.add(info)
+        if len(count.examples) < EXAMPLES:
+            count.examples.append(key_of(kind, digest))
+        if kind == "roots":
+            self.gone.append(self.marks.dropped[digest])
+        if self.writer is not None:
+            self.writer.add(kind, digest, info.size)
 
 
 def _objects(store: ObjectStore, prefix: str) -> Iterator[tuple[ObjectInfo, bytes]]:
@@ -207,6 +232,3 @@ def _objects(store: ObjectStore, prefix: str) -> Iterator[tuple[ObjectInfo, byte
         named = kind_of(info.key)
         if named is not None:
             yield info, named[1]
-
-
-__all__ = ["CollectionPlan", "DigestSet", "KindReport", "RetentionPolicy", "plan_collection", "read_marks", "silent"]

@@ -273,15 +273,3 @@ def discard_older(store: ObjectStore, run: str) -> list[str]:
     for one in older:
         settle(store, one, SweepReport(run=one, discarded=True))
     return older
-
-
-__all__ = [
-    "CollectorStoppedError",
-    "SweepReport",
-    "SweepRunningError",
-    "SweepTimes",
-    "TooEarlyError",
-    "WritersBusyError",
-    "discard_older",
-    "sweep",
-]

@@ -254,3 +254,18 @@ def test_a_deleted_branch_keeps_what_was_its_head_lately(store: LocalStore, tmp_
     age(store, 31)
     collect(store, MONTH.evolve(grace_days=0))
     assert store.head(f"trees/{repository.load(version).tree}") is None
+
+
+def test_a_pack_stays_with_its_last_file_and_the_rest_of_it_is_told(store: LocalStore, tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.bin").write_bytes(bytes([number]) * 100_000)
+    commit(store, folder)
+    for number in range(3):
+        (folder / f"{number}.bin").unlink()
+    version = commit(store, folder).version
+    plan, _ = collect(store)
+    assert is_whole(store, version)
+    assert plan.sparse_packs.objects == 1
+    assert 300_000 - 2 * 8192 < plan.wasted_bytes <= 300_000
