@@ -23,4 +23,9 @@ class DeepSeekOpsPlugin(AirflowPlugin):
             "url_prefix": "/deepseek-ops/lfs-tokens",
             "name": "deepseek-ops Git LFS tokens",
         },
+        {
+            "app": LateApp("deepseek_ops.airflow.ui.hooks:build_hooks_app"),
+            "url_prefix": "/deepseek-ops/hooks",
+            "name": "deepseek-ops webhooks",
+        },
     ]
