@@ -17,8 +17,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import data_versioning_data as data
@@ -43,6 +44,7 @@ class Place:
         self._options = options
         self._server = server
         self._data = self._work / "data"
+        self._numbers = count()
         self.ours: dict[str, dict[str, float]] = {}
         self.floor: dict[str, dict[str, float]] = {}
         self.peer: dict[str, dict[str, float]] = {}
@@ -60,41 +62,35 @@ class Place:
         server = {"server_cpu": self._server_cpu() - before} if self._server else {}
         return {**figures, "rss_mb": cost.rss_mb, **server}
 
-    def _best(
-        self, operation: str, store: str, folder: Path, *words: str, before: Callable[[], None] | None = None
-    ) -> dict[str, float]:
-        tries = []
-        for _ in range(self._options.repeat):
-            if before is not None:
-                before()
-            tries.append(self._once(operation, store, folder, *words))
-        best = min(tries, key=lambda one: one["cpu"])
-        return {**best, "wall": min(one["wall"] for one in tries), "rss_mb": max(one["rss_mb"] for one in tries)}
+    def _best(self, operation: str, store: str, folder: Path, *words: str) -> dict[str, float]:
+        return _best_of([self._once(operation, store, folder, *words) for _ in range(self._options.repeat)])
+
+    def _new_folder(self) -> Path:
+        """Return a name that was never used: right after many files were deleted ext4 takes long to create others."""
+        return self._work / f"new{next(self._numbers)}"
 
     def _server_cpu(self) -> float:
         return _tree_cpu(self._work.parent / "server") if self._server else 0.0
 
     def measure_floor(self) -> None:
         """Measure what the machine needs for the same bytes without versions."""
-        target = self._work / "floor"
-
-        def clean() -> None:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-
+        repeat = range(self._options.repeat)
         self.floor["stat"] = self._best("floor_stat", "-", self._data)
-        runs = [self._best("floor_hash_write", str(target / "out"), self._data, n, before=clean) for n in ("1", "2")]
-        self.floor["write"] = min(runs, key=lambda one: one["cpu"])
-        self.floor["create"] = self._best("floor_create_hash", "-", self._data, str(target), before=clean)
-        clean()
         if self._server:
             self.floor["put"] = self._best("floor_put", self.store("raw"), self._data)
             self.floor["write"] = self._best("floor_hash_put", self.store("raw"), self._data)
-            self.floor["s5cmd"] = _figures(self._s5cmd(target))
-        shutil.rmtree(target)
+            self.floor["s5cmd"] = _figures(self._s5cmd(self._new_folder()))
+        else:
+            writes = [
+                self._once("floor_hash_write", str(self._new_folder()), self._data, n) for n in "12" for _ in repeat
+            ]
+            self.floor["write"] = _best_of(writes)
+        creates = [self._once("floor_create_hash", "-", self._data, str(self._new_folder())) for _ in repeat]
+        self.floor["create"] = _best_of(creates)
 
     def _s5cmd(self, packs: Path) -> Cost:
         assert self._server is not None
+        packs.mkdir()
         small = sum(size for _, size in data.sizes(self._data) if size < data.BLOCK_BYTES)
         for number in range(-(-small // (12 << 20))):
             (packs / f"{number}").write_bytes(os.urandom(min(12 << 20, small - number * (12 << 20))))
@@ -102,39 +98,30 @@ class Place:
 
     def measure_ours(self) -> None:
         """Measure every step of ours, in the order of a user's day."""
-        number = 0
-
-        def forget() -> None:
-            nonlocal number
-            number += 1
-            shutil.rmtree(self._data / ".deepseek-ops", ignore_errors=True)
-            if number > 1 and not self._server:
-                shutil.rmtree(self.store(f"ours{number - 1}"))
-
         tries = []
-        for _ in range(self._options.repeat):
-            forget()
-            tries.append(self._once("commit", self.store(f"ours{number}"), self._data))
-        self.ours["first"] = {**min(tries, key=lambda one: one["cpu"]), "wall": min(one["wall"] for one in tries)}
-        store = self.store(f"ours{number}")
+        for number in range(self._options.repeat):
+            shutil.rmtree(self._data / ".deepseek-ops", ignore_errors=True)
+            store = self.store(f"ours{number}")
+            tries.append(self._once("commit", store, self._data))
+        self.ours["first"] = _best_of(tries)
         self.ours["unchanged"] = self._best("commit", store, self._data)
         data.change(self._data, files=self._options.small, file_bytes=self._options.small_bytes)
         self.ours["changed"] = self._once("commit", store, self._data)
         self.ours["diff"] = self._best("diff", store, self._data)
-        out = self._work / "out"
+        out = self._new_folder()
         self._once("worktree", store, out)
         self.ours["back"] = self._once("switch_back", store, out)
         self.ours["forth"] = self._once("switch_forth", store, out)
-        self.ours["fresh"] = self._best("fresh", store, out, before=lambda: shutil.rmtree(out, ignore_errors=True))
-        shutil.rmtree(out)
-        self.ours["collect"] = self._once("collect", store, out)
+        writes = [self._once("fresh", store, self._new_folder()) for _ in range(self._options.repeat)]
+        self.ours["fresh"] = _best_of(writes)
+        self.ours["collect"] = self._once("collect", store, self._data)
         if self._server:
             self.ours["push"] = self._push()
 
     def _push(self) -> dict[str, float]:
         tries = [self._once("push_packs", self.store(f"push{n}"), self._data) for n in range(self._options.repeat)]
         # The files are in memory before the clock starts: memory is the measurement's, not the engine's.
-        return {**min(tries, key=lambda one: one["cpu"]), "wall": min(one["wall"] for one in tries), "rss_mb": 0}
+        return {**_best_of(tries), "rss_mb": 0}
 
     def measure_dvc(self) -> None:
         """Measure DVC on the same data as it was before the change."""
@@ -146,6 +133,11 @@ class Place:
         self.peer = {name: _figures(cost) for name, cost in run.run().items()}
         if self._server:
             self.peer["fresh"]["server_cpu"] = self._server_cpu() - before
+
+
+def _best_of(tries: list[dict[str, float]]) -> dict[str, float]:
+    best = min(tries, key=lambda one: one["cpu"])
+    return {**best, "wall": min(one["wall"] for one in tries), "rss_mb": max(one["rss_mb"] for one in tries)}
 
 
 def _figures(cost: Cost) -> dict[str, float]:

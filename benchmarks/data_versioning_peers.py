@@ -108,7 +108,6 @@ class DvcRun:
         clone = self._folder.with_name(self._folder.name + "-clone")
         subprocess.run(["git", "clone", "-q", str(self._folder), str(clone)], check=True, env=self._environment)
         self._dvc("fresh", "pull", "-q", folder=clone)
-        shutil.rmtree(clone, ignore_errors=True)
         self._dvc("collect", "gc", "-q", "-w", "-c", "--force")
         return self.costs
 

@@ -42,7 +42,7 @@ class StoreBlobs:
     def put(self, data: bytes) -> Digest:
         """Store ``data`` and return its SHA-256."""
         digest = digest_of(data)
-        if not self._present(digest, len(data)):
+        if not self.present(digest, len(data)):
             self._store.put_blob(blob_key(digest), data)
         return digest
 
@@ -52,15 +52,16 @@ class StoreBlobs:
         self.ensure(digest, size, path)
         return digest, size
 
-    def ensure(self, digest: Digest, size: int, path: Path) -> None:
-        """Store a file that was hashed already, unless it is there. Raises ChangedWhileReadError."""
-        if not self._present(digest, size):
+    def ensure(self, digest: Digest, size: int, source: bytes | Path) -> None:
+        """Store bytes or a file that were hashed already, unless they are there. Raises ChangedWhileReadError."""
+        if not self.present(digest, size):
             try:
-                self._store.put_blob(blob_key(digest), path)
+                self._store.put_blob(blob_key(digest), source)
             except IntegrityError:
-                raise ChangedWhileReadError(str(path)) from None
+                raise ChangedWhileReadError(str(source) if isinstance(source, Path) else digest) from None
 
-    def _present(self, digest: Digest, size: int) -> bool:
+    def present(self, digest: Digest, size: int) -> bool:
+        """Return whether the store says that it has the object; of small ones it is not asked."""
         if size < ASK_FIRST_BYTES:
             return False
         info = self._store.head(blob_key(digest))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -23,17 +23,18 @@ BATCH_FILES = 128
 LARGE_AT_ONCE = 4
 LARGE_BUDGET = 192 << 20
 """Memory for large files in transfer."""
-LARGE_FILE_BYTES = 96 << 20
-"""What one of them needs at most: it travels in parts."""
+IN_MEMORY_BYTES = 64 << 20
+"""Up to this size a file is read once; a larger one is hashed first and travels in parts."""
+PARTS_BYTES = 96 << 20
+"""Memory for the parts of one file on their way."""
 
 
 class Hashed(NamedTuple):
-    """One small file with what was read of it."""
+    """Small files of one listing with what was read of them."""
 
     listing: Listing
-    position: int
-    digest: bytes
-    data: bytes
+    files: list[tuple[int, bytes, bytes]]
+    """Position in the listing, SHA-256 and content of each."""
 
 
 class SmallFiles:
@@ -41,7 +42,7 @@ class SmallFiles:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._waiting: deque[Future[list[Hashed]]] = deque()
+        self._waiting: deque[Future[Hashed]] = deque()
         readers = parallel.READERS
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="readers") if readers > 1 else None
 
@@ -59,38 +60,39 @@ class SmallFiles:
 
         Raises ChangedWhileReadError, LocalDiskError.
         """
-        if self._pool is None:
-            yield from self._each(listing, indexes)
-            return
         for batch in _batches(listing, indexes):
-            self._waiting.append(self._pool.submit(lambda wanted: list(self._each(listing, wanted)), batch))
+            if self._pool is None:
+                yield self._hashed(listing, batch)
+                continue
+            self._waiting.append(self._pool.submit(self._hashed, listing, batch))
             if len(self._waiting) > 2 * parallel.READERS:
-                yield from self._waiting.popleft().result()
+                yield self._waiting.popleft().result()
 
     def rest(self) -> Iterator[Hashed]:
         """Yield all that was asked for and has not been yielded."""
         while self._waiting:
-            yield from self._waiting.popleft().result()
+            yield self._waiting.popleft().result()
 
-    def _each(self, listing: Listing, indexes: Iterable[int]) -> Iterator[Hashed]:
+    def _hashed(self, listing: Listing, indexes: Sequence[int]) -> Hashed:
+        """Everything in here runs once for each file of a data set: hence no function of its own for each step."""
         names, sizes, folder, sha256 = listing.names, listing.sizes, self._folder, hashlib.sha256
-        for index in indexes:
-            data = _read(f"{folder}/{names[index]}", sizes[index])
-            yield Hashed(listing, index, sha256(data).digest(), data)
-
-
-def _read(path: str, size: int) -> bytes:
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        found: list[tuple[int, bytes, bytes]] = []
+        path = folder
         try:
-            data = os.read(handle, size + 1)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise local_error(path, error) from error
-    if len(data) != size:
-        raise ChangedWhileReadError(path)
-    return data
+            for index in indexes:
+                path = f"{folder}/{names[index]}"
+                handle = os.open(path, flags)
+                try:
+                    data = os.read(handle, sizes[index] + 1)
+                finally:
+                    os.close(handle)
+                if len(data) != sizes[index]:
+                    raise ChangedWhileReadError(path)
+                found.append((index, sha256(data).digest(), data))
+        except OSError as error:
+            raise local_error(path, error) from error
+        return Hashed(listing, found)
 
 
 def _batches(listing: Listing, indexes: Sequence[int]) -> Iterator[list[int]]:
@@ -135,8 +137,37 @@ class LargeFiles:
         listing.sending.append(future)
 
     def _send(self, listing: Listing, index: int) -> None:
-        path, size = Path(self._folder, listing.names[index]), listing.sizes[index]
-        raw = listing.digests[index]
+        size, raw = listing.sizes[index], listing.digests[index]
+        if raw is not None and self._blobs.present(raw.hex(), size):
+            pass  # hashed and sent by a commit that did not end, or known from another store
+        elif size <= IN_MEMORY_BYTES:
+            with self._budget.taken(size):
+                raw = self._send_whole(listing, index)
+        else:
+            raw = self._send_in_parts(listing, index)
+        listing.digests[index] = raw
+        listing.places[index] = LOOSE
+
+    def _send_whole(self, listing: Listing, index: int) -> bytes:
+        """Read a file once: what is hashed is what is sent."""
+        path, size, expected = self._path(listing, index), listing.sizes[index], listing.digests[index]
+        try:
+            with path.open("rb", buffering=0) as file:
+                data = file.read(size + 1)
+        except OSError as error:
+            raise local_error(path, error) from error
+        digest = hashlib.sha256(data)
+        raw = digest.digest()
+        if len(data) != size or expected not in (None, raw):
+            raise ChangedWhileReadError(str(path))
+        if raw not in listing.known:
+            self._blobs.ensure(digest.hexdigest(), size, data)
+        if expected is None:
+            self._cache.remember_large(listing.names[index], listing.stat(index), raw)
+        return raw
+
+    def _send_in_parts(self, listing: Listing, index: int) -> bytes:
+        path, size, raw = self._path(listing, index), listing.sizes[index], listing.digests[index]
         if raw is None:
             digest, found = hash_file(path)
             if found != size:
@@ -144,7 +175,9 @@ class LargeFiles:
             raw = bytes.fromhex(digest)
             self._cache.remember_large(listing.names[index], listing.stat(index), raw)
         if raw not in listing.known:
-            with self._budget.taken(min(size, LARGE_FILE_BYTES)):
+            with self._budget.taken(PARTS_BYTES):
                 self._blobs.ensure(raw.hex(), size, path)
-        listing.digests[index] = raw
-        listing.places[index] = LOOSE
+        return raw
+
+    def _path(self, listing: Listing, index: int) -> Path:
+        return Path(self._folder, listing.names[index])

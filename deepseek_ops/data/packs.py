@@ -1,14 +1,17 @@
 """Packs: small files end to end in objects of about 12 MiB, because a request costs more than the bytes in it.
 
 A pack has no framing and no index: the manifest pages say which bytes are which file, and the file's digest says
-whether they are. Packs are filled in path order, so a commit that was killed makes the same packs again and finds
-those that were already up.
+whether they are. As with pages, a pack's id is the digest of what it means, the digests and sizes of its files in
+order: its bytes were hashed file by file and are not hashed again. Packs are filled in path order, so a commit that was
+killed makes the same packs again and finds those that were already up.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 from operator import itemgetter
@@ -17,12 +20,13 @@ from typing import NamedTuple, Self
 
 from deepseek_ops.core.errors import IntegrityError
 from deepseek_ops.core.ports import ObjectStore
-from deepseek_ops.core.records import digest_of
+from deepseek_ops.core.records import Digest, digest_of
 from deepseek_ops.data.layout import pack_key
 from deepseek_ops.data.pages import LOOSE, Entry, Location, Page
 
 PACK_BYTES = 12 << 20
 """A pack is closed when it has so many bytes: it ends below 13 MiB."""
+_PACK_HEAD = b"deepseek-ops pack/1\n"
 PACK_FILES = 1 << 17
 """Or so many files: their pages wait for it in memory."""
 _OFFSET_BITS = 24
@@ -33,6 +37,9 @@ GAP_BYTES = 256 << 10
 """Reading so many unwanted bytes is cheaper than another request."""
 READ_BYTES = 16 << 20
 
+Sent = Callable[[bytes, Sequence[bytes], Sequence[int]], None]
+"""Takes a pack's id and the digests and sizes of its files in order."""
+
 
 class PackWriter:
     """Collects small files and uploads full packs in the background. Used by one thread, as a context manager.
@@ -40,10 +47,13 @@ class PackWriter:
     A file's place is known by a number until its pack is up; ``location`` turns it into the real one.
     """
 
-    def __init__(self, store: ObjectStore, *, remember: int | None = None) -> None:
+    def __init__(self, store: ObjectStore, *, remember: int | None = None, sent: Sent | None = None) -> None:
+        """``remember`` bounds the contents among which equal ones are found; ``sent`` hears of each pack that is up."""
         self._store = store
         self._remember = remember
+        self._sent = sent
         self._parts: list[bytes] = []
+        self._digests: list[bytes] = []
         self._size = 0
         self._places: dict[bytes, int] = {}
         self._packs: list[Future[bytes]] = []
@@ -69,6 +79,7 @@ class PackWriter:
         place = len(self._packs) << _OFFSET_BITS | self._size
         self._places[digest] = place
         self._parts.append(data)
+        self._digests.append(digest)
         self._size += len(data)
         if self._size >= PACK_BYTES or len(self._parts) >= PACK_FILES:
             self.close_pack()
@@ -80,19 +91,22 @@ class PackWriter:
             return
         if len(self._packs) >= UPLOADS:
             self._packs[-UPLOADS].result()
-        self._packs.append(self._pool.submit(self._upload, self._parts))
-        self._parts, self._size = [], 0
+        self._packs.append(self._pool.submit(self._upload, self._digests, self._parts))
+        self._digests, self._parts, self._size = [], [], 0
         if self._remember is not None and len(self._places) > self._remember:
             for digest in list(islice(self._places, len(self._places) // 2)):
                 del self._places[digest]
 
-    def _upload(self, parts: list[bytes]) -> bytes:
+    def _upload(self, digests: list[bytes], parts: list[bytes]) -> bytes:
+        sizes = list(map(len, parts))
+        digest = pack_digest(digests, sizes)
         data = b"".join(parts)
         parts.clear()
-        digest = digest_of(data)
         present = self._store.head(pack_key(digest))
         if present is None or present.size != len(data):
             self._store.put_blob(pack_key(digest), data)
+        if self._sent is not None:
+            self._sent(bytes.fromhex(digest), digests, sizes)
         return bytes.fromhex(digest)
 
     def closed(self, place: int) -> bool:
@@ -104,14 +118,32 @@ class PackWriter:
         number = place >> _OFFSET_BITS
         return number < 0 or (number < len(self._packs) and self._packs[number].done())
 
-    def location(self, place: int) -> Location:
-        """Return where a file lies, once its pack is up."""
-        return Location(self._packs[place >> _OFFSET_BITS].result(), place & _OFFSET_MASK)
+    def locations(self, places: Iterable[int | Location]) -> list[Location]:
+        """Return where files lie, once their packs are up; what is in the store already stays as it is."""
+        packs: dict[int, bytes] = {}
+        found: list[Location] = []
+        for place in places:
+            if isinstance(place, int):
+                number = place >> _OFFSET_BITS
+                if number not in packs:
+                    packs[number] = self._packs[number].result()
+                found.append(Location(packs[number], place & _OFFSET_MASK))
+            else:
+                found.append(place)
+        return found
 
     def finish(self) -> dict[bytes, Location]:
         """Upload what is left and return where each file lies, once all packs are up."""
         self.close_pack()
-        return {digest: self.location(place) for digest, place in self._places.items()}
+        return dict(zip(self._places, self.locations(self._places.values()), strict=True))
+
+
+def pack_digest(digests: Sequence[bytes], sizes: Iterable[int]) -> Digest:
+    """Return the id of the pack with these files."""
+    lengths = array("Q", sizes)
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    return digest_of(_PACK_HEAD + b"".join(digests) + lengths.tobytes())
 
 
 class Stored(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deepseek_ops.core.errors import PermanentError
@@ -60,7 +61,7 @@ def store_folder(
     splits = None if split_of is no_split else split_of
     with (
         StatCache(folder) as cache,
-        PackWriter(store, remember=REMEMBERED) as packs,
+        PackWriter(store, remember=REMEMBERED, sent=partial(cache.remember_pack, store.uri)) as packs,
         SmallFiles(str(folder)) as small,
         LargeFiles(str(folder), StoreBlobs(store), cache, workers) as large,
         PageStore(store, parent, cache, packs, small, large, splits=splits, workers=workers, meter=meter) as storing,

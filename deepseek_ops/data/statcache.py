@@ -17,10 +17,12 @@ import secrets
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -38,8 +40,9 @@ _FRAME = struct.Struct("<I32s")
 _ROW = 8 * STAT_FIELDS
 _YOUNG = -1
 """Stands for the size of a file that must not be recognised."""
-_CHUNK, _LARGE = 0, 1
-MAX_LEFTOVERS = 4
+_CHUNK, _LARGE, _PACK = 0, 1, 2
+MAX_LEFTOVERS = 8
+MAX_LEFT_PACKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,9 @@ class StatCache:
         self._old = _Stream(self._path)
         self._streams = [*map(_Stream, self._leftovers), self._old]
         self._kept = len(_HEAD)
-        self._lock = Lock()
-        self._temporary = self._path.with_name(f"stat-cache.{os.getpid()}.{secrets.token_hex(4)}")
-        self._handle = -1
-        self._broken = False
-        """The disk took no more, or it is not ours: what was written so far may be torn."""
+        token = f"{os.getpid()}.{secrets.token_hex(4)}"
+        self._journal = _Journal(self._path.with_name(f"stat-cache.{token}"))
+        self._packs = _Journal(self._path.with_name(f"stat-cache.{token}.packs"))
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +115,8 @@ class StatCache:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._journal.close()
+        self._packs.close()
         for stream in self._streams:
             stream.close()
 
@@ -138,7 +140,7 @@ class StatCache:
 
     def keep(self, chunk: Chunk) -> None:
         """Remember a chunk as it was read; while nothing has changed, nothing is written."""
-        if self._handle < 0 and not self._leftovers and chunk.begin == self._kept:
+        if not self._journal.begun and not self._leftovers and chunk.begin == self._kept:
             self._kept = chunk.end
         else:
             self._append(chunk.body)
@@ -171,41 +173,84 @@ class StatCache:
         if stat[1] < self._newest:
             self._append(partial(msgpack.packb, [_LARGE, name, stat.tobytes(), digest]))
 
+    def remember_pack(self, store: str, pack: bytes, digests: Sequence[bytes], sizes: Sequence[int]) -> None:
+        """Remember what a pack that is up holds, until the pages that name it are complete. Thread-safe."""
+        offsets = array("q", [0, *accumulate(sizes)][:-1]).tobytes()
+        self._packs.append(lambda: bytes(msgpack.packb([_PACK, store, pack, b"".join(digests), offsets])))
+
+    def left_places(self, store: str) -> dict[bytes, Location] | None:
+        """Return where contents lie that commits sent to the store whose pages were not complete when they ended.
+
+        None as long as the scan has not come to where they ended.
+        """
+        if any(stream.unread for stream in self._streams):
+            return None
+        places: dict[bytes, Location] = {}
+        for stream in self._streams:
+            for where, pack, digests, offsets in stream.packs:
+                if where == store:
+                    places |= zip(
+                        _split(digests, DIGEST_BYTES), (Location(pack, at) for at in array("q", offsets)), strict=True
+                    )
+        return places
+
     def finish(self) -> None:
         """Make what was remembered the cache of the next commit; a read-only folder is left as it is."""
-        if self._handle < 0 and not self._leftovers and self._kept >= self._old.size:
+        if not self._journal.begun and not self._leftovers and self._kept >= self._old.size:
             return
         self._append(None)
-        with suppress(OSError):
-            if not self._broken:
-                self._temporary.replace(self._path)
-                for path in self._leftovers:
+        if self._journal.replace(self._path):
+            for path in [*self._leftovers, self._packs.path]:
+                with suppress(OSError):
                     path.unlink(missing_ok=True)
 
     def _append(self, body: Callable[[], bytes] | None) -> None:
+        self._journal.append(body, beginning=lambda: self._old.beginning(self._kept))
+
+
+class _Journal:
+    """A file of frames that grows. Once the disk takes no more, or is not ours, nothing is written any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock()
+        self._handle = -1
+        self._broken = False
+
+    @property
+    def begun(self) -> bool:
+        return self._handle >= 0
+
+    def append(
+        self, body: Callable[[], bytes] | None, *, beginning: Callable[[], Iterable[bytes]] = lambda: ()
+    ) -> None:
+        """Add a frame, if there is one, behind what the file begins with."""
         with self._lock:
             if self._broken:
                 return
             try:
                 if self._handle < 0:
-                    self._begin()
+                    self.path.parent.mkdir(exist_ok=True)
+                    self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                    for data in [_HEAD, *beginning()]:
+                        _write(self._handle, data)
                 if body is not None:
-                    data = body()
-                    _write(self._handle, _FRAME.pack(len(data), hashlib.sha256(data).digest()) + data)
+                    frame = body()
+                    _write(self._handle, _FRAME.pack(len(frame), hashlib.sha256(frame).digest()) + frame)
             except OSError:
                 self._broken = True
 
-    def _begin(self) -> None:
-        self._folder.mkdir(exist_ok=True)
-        self._handle = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        _write(self._handle, _HEAD)
-        for data in self._old.beginning(self._kept):
-            _write(self._handle, data)
+    def replace(self, target: Path) -> bool:
+        """Give the file another name if all of it is there, and return whether it has it."""
+        with suppress(OSError):
+            if not self._broken:
+                self.path.replace(target)
+                return True
+        return False
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
-            self._handle = -1
 
 
 class _Stream:
@@ -216,6 +261,8 @@ class _Stream:
         self.size = len(_HEAD)
         self.large: dict[tuple[str, bytes], bytes] = {}
         """Files of 1 MiB and more whose page was not complete."""
+        self.packs: deque[tuple[str, bytes, bytes, bytes]] = deque(maxlen=MAX_LEFT_PACKS)
+        """Store, id, digests and offsets of the packs that were sent last."""
         with suppress(OSError):
             self._file = path.open("rb")
             if self._file.read(len(_HEAD)) == _HEAD:
@@ -227,6 +274,10 @@ class _Stream:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    @property
+    def unread(self) -> bool:
+        return self._next is not None
 
     def overlapping(self, first: bytes, last: bytes) -> list[Chunk]:
         """Return the chunks that may hold paths from ``first`` to ``last``; ask in ascending order."""
@@ -264,9 +315,11 @@ class _Stream:
                     last = chunk.last.decode()
                     self.large = {key: content for key, content in self.large.items() if key[0] > last}
                     yield chunk
-                else:
+                elif kind == _LARGE:
                     name, row, content = fields
                     self.large[name, row] = content
+                else:
+                    self.packs.append(tuple(fields))
                 begin += _FRAME.size + length
 
 

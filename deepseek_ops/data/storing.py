@@ -61,6 +61,7 @@ class PageStore:
         self._meter = meter
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pages")
         self._pack_sizes: dict[bytes, int] = {}
+        self._left: dict[bytes, Location] | None = None
         self._ahead: deque[tuple[Listing, Future[dict[bytes, Location]] | None]] = deque()
         self._behind: deque[Listing] = deque()
         self._puts: deque[Future[None]] = deque()
@@ -131,6 +132,8 @@ class PageStore:
                 if listing.sizes[index] >= LOOSE_BYTES:
                     self._large.send(listing, index)
             self._behind.append(listing)
+            if self._left is None:
+                self._left = self._cache.left_places(self._store.uri)
             self._pack(self._small.read(listing, small))
         else:
             self._behind.append(listing)
@@ -170,24 +173,31 @@ class PageStore:
 
     def _pack(self, results: Iterable[Hashed]) -> None:
         packs = self._packs
-        for listing, index, digest, data in results:
-            expected = listing.digests[index]
-            if expected is None:
-                listing.digests[index] = digest
-            elif expected != digest:  # the cache was wrong about it
-                raise ChangedWhileReadError(listing.names[index])
-            place = listing.known.get(digest)
-            if place is None:
-                stored = packs.place(digest)
-                self._put_at(listing, index, packs.add(digest, data) if stored is None else stored)
-            else:
-                listing.places[index] = place
-            listing.unread -= 1
+        for listing, files in results:
+            known, digests = listing.known, listing.digests
+            for index, digest, data in files:
+                if digests[index] is None:
+                    digests[index] = digest
+                elif digests[index] != digest:  # the cache was wrong about it
+                    raise ChangedWhileReadError(listing.names[index])
+                if digest in known:
+                    listing.places[index] = known[digest]
+                elif self._left and (left := self._left_place(digest, len(data))) is not None:
+                    listing.places[index] = left
+                else:
+                    stored = packs.place(digest)
+                    self._put_at(listing, index, packs.add(digest, data) if stored is None else stored)
+            listing.unread -= len(files)
+
+    def _left_place(self, digest: bytes, size: int) -> Location | None:
+        """Return where a commit that did not end has put a content, if the store still has it."""
+        place = (self._left or {}).get(digest)
+        return place if place is not None and place.offset + size <= self._pack_size(place.pack) else None
 
     def _put_at(self, listing: Listing, index: int, place: int | None) -> None:
         listing.places[index] = place
-        if place is not None:
-            listing.newest_place = max(listing.newest_place, place)
+        if place is not None and place > listing.newest_place:
+            listing.newest_place = place
 
     def _settle(self) -> None:
         """Store the pages at the front of which everything is up; wait for them when too many stand behind."""
@@ -216,7 +226,7 @@ class PageStore:
     def _store_page(self, listing: Listing) -> None:
         digests = [digest for digest in listing.digests if digest is not None]
         listing.page = column_digest(listing.names, listing.sizes, digests, listing.splits)
-        places = [self._packs.location(p) if isinstance(p, int) else p for p in listing.places if p is not None]
+        places = self._packs.locations(place for place in listing.places if place is not None)
         if listing.page not in self._shared:
             while len(self._puts) > 2 * self._workers:
                 self._puts.popleft().result()
