@@ -25,6 +25,9 @@ class GitPushTrigger(Config):
     )
     paths: tuple[Glob, ...] = Field(default=(), description="Path globs; none means any change.")
     run: Literal["retrain"] = Field(default="retrain", description="What the push starts.")
+    debounce: Duration | None = Field(
+        default=None, description="How long a branch must rest: pushes in a row make one run, of the newest."
+    )
 
     def wants(self, branch: str, paths: Sequence[str]) -> bool:
         """Return whether a push to the branch (short name) that changed these paths starts a run."""
