@@ -12,7 +12,7 @@ from deepseek_ops.data.content.languages import script_of
 from deepseek_ops.data.content.lengths import Lengths, bin_of, least_of
 from deepseek_ops.data.content.quality import pii_in
 from deepseek_ops.data.content.rows import Row
-from deepseek_ops.data.content.verdict import evaluation_items
+from deepseek_ops.data.content.verdict import EmptyEvaluationSetError, evaluation_items
 
 WORDS = [f"word{number}" for number in range(2000)]
 
@@ -179,6 +179,11 @@ def test_an_edited_copy_of_an_item_is_known_by_similarity():
     found = finding(report_of(rows, checks, items(text_of("copy", 120))), "contamination.quiz")
     assert "like it" in found.examples[0].problem
     assert found.action == "warn"
+
+
+def test_a_set_without_a_readable_item_is_refused():
+    with pytest.raises(EmptyEvaluationSetError, match="evaluation set quiz holds no record"):
+        list(evaluation_items("quiz", [Row("quiz.json", 1, None, "not JSON")]))
 
 
 def test_language_and_drift_are_judged_per_split():

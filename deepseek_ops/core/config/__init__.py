@@ -32,6 +32,7 @@ from deepseek_ops.core.config.schema import pipeline_schema
 from deepseek_ops.core.config.setup import Jobs, Setup
 from deepseek_ops.core.config.training import Budget, ModelReference, Sweep, Training
 from deepseek_ops.core.config.triggers import (
+    Changes,
     DataArrivalTrigger,
     GitPushTrigger,
     GitTagTrigger,
@@ -43,6 +44,7 @@ __all__ = [
     "Action",
     "Alert",
     "Budget",
+    "Changes",
     "ContaminationCheck",
     "Data",
     "DataArrivalTrigger",

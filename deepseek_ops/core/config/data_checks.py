@@ -118,6 +118,9 @@ class EvaluationSet(Config):
         return self
 
 
+_FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zst", ".json", ".csv")
+
+
 def _expanded(value: object) -> object:
     """Return the list with texts spelt out: a text with a slash or a dot is a path, another one a dataset."""
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -126,7 +129,7 @@ def _expanded(value: object) -> object:
 
 
 def _spelt_out(text: str) -> dict[str, str]:
-    is_path = "/" in text.partition("@")[0] or text.endswith((".jsonl", ".parquet", ".txt", ".json"))
+    is_path = "/" in text.partition("@")[0] or text.endswith(_FILE_SUFFIXES)
     stem = text.rpartition("/")[2] if is_path else text
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "set"
     return {"name": name, "path" if is_path else "dataset": text}

@@ -15,7 +15,7 @@ from deepseek_ops.core.config.data import Data
 from deepseek_ops.core.config.delivery import Deployment, Experiment, ReleaseRules, Validation
 from deepseek_ops.core.config.setup import Jobs
 from deepseek_ops.core.config.training import Sweep, Training
-from deepseek_ops.core.config.triggers import GitPushTrigger, GitTagTrigger, Trigger
+from deepseek_ops.core.config.triggers import Changes, GitPushTrigger, GitTagTrigger, Trigger
 from deepseek_ops.core.records import Name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -26,6 +26,7 @@ class PipelineFile(Config):
 
     name: Name = Field(default="deepseek", description="What the model is called in the registry.")
     triggers: tuple[Trigger, ...] = Field(default=(), description="What starts a run; none = only people.")
+    changes: Changes = Field(default=Changes(), description="What a changed path means.")
     jobs: Jobs = Field(default=Jobs(), description="The environment of the jobs.")
     data: Data = Field(default=Data(), description="Raw data, preparation, dataset.")
     training: Training = Field(default=Training(), description="The training.")

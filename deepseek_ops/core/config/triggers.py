@@ -17,7 +17,11 @@ _CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly")
 
 
 class GitPushTrigger(Config):
-    """A push to a branch whose name and changed paths both match."""
+    """A push to a branch whose name and changed paths both match; one that changes documentation only never does.
+
+    ``concurrency`` says what a push does to runs of earlier pushes to its branch that have not ended. Without a word
+    they go on side by side: waiting and stopping are both surprises that a team has to choose.
+    """
 
     type: Literal["git-push"]
     branches: tuple[Glob, ...] = Field(
@@ -72,6 +76,30 @@ class ScheduleTrigger(Config):
         if value not in _CRON_NAMES and (len(fields) != 5 or not all(map(_CRON_FIELD.fullmatch, fields))):
             raise ValueError("write five cron fields such as '0 2 * * 0', or one of " + ", ".join(_CRON_NAMES))
         return value
+
+
+DOCUMENTATION = (
+    "**/*.md",
+    "**/*.rst",
+    "docs/**",
+    "LICENSE*",
+    "NOTICE*",
+    "CHANGELOG*",
+    "CITATION.cff",
+    ".github/**",
+    ".gitlab-ci.yml",
+    ".gitignore",
+    ".editorconfig",
+)
+
+
+class Changes(Config):
+    """What a changed path means. The pipeline file, its lock file, raw data and pointers are known without it."""
+
+    docs: tuple[Glob, ...] = Field(
+        default=DOCUMENTATION,
+        description="Files that no job is given: a push of nothing else starts no run. '!' takes a file back.",
+    )
 
 
 Trigger = Annotated[GitPushTrigger | GitTagTrigger | DataArrivalTrigger | ScheduleTrigger, Field(discriminator="type")]

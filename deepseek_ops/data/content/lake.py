@@ -34,6 +34,7 @@ from deepseek_ops.data.trees import Tree
 
 MARKERS = ("_READY", "_SUCCESS", "manifest.json")
 """Objects that announce an upload and are no data."""
+_OURS = (".deepseek-ops/", ".git/")
 BRANCH = "main"
 AUTHOR = "deepseek-ops <ingest@deepseek-ops.invalid>"
 LISTINGS = "caches/lake"
@@ -74,9 +75,10 @@ class _State:
 
 
 def data_objects(lake: ObjectStore) -> Iterator[ObjectInfo]:
-    """Yield the objects of a prefix that are data, by key."""
+    """Yield the objects of a prefix that are data, by key; what we keep in folders that people commit is none."""
     for info in lake.list(""):
-        if info.size and not info.key.endswith("/") and info.key.rpartition("/")[2] not in MARKERS:
+        noted = info.key.endswith("/") or info.key.rpartition("/")[2] in MARKERS or info.key.startswith(_OURS)
+        if info.size and not noted:
             yield info
 
 

@@ -14,6 +14,7 @@ SCRIPT_CHARACTERS = 2000
 LANGUAGE_CHARACTERS = 600
 LEAST_CHARACTERS = 20
 """A text with fewer letters says nothing about its language."""
+_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _NAMES = {"CJK": "HAN", "IDEOGRAPHIC": "HAN", "FULLWIDTH": "LATIN", "MATHEMATICAL": "SYMBOL"}
 
 
@@ -32,7 +33,7 @@ def scripts_of(text: str) -> Counter[str]:
     """Return the letters by script in the beginning of a text."""
     beginning = text[:SCRIPT_CHARACTERS]
     if beginning.isascii():
-        letters = sum(map(str.isalpha, beginning))
+        letters = len(beginning.encode().translate(None, _NO_LETTERS))
         return Counter({"LATIN": letters}) if letters else Counter()
     counts: Counter[str] = Counter()
     for char, count in Counter(beginning).items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from deepseek_ops.core.config.data_checks import DataChecks
+from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.data.content.contamination import Item
 from deepseek_ops.data.content.findings import Example, Finding, shown
 from deepseek_ops.data.content.profile import SplitProfile, drift
@@ -18,14 +20,31 @@ Rows = Callable[[], Iterable[Row]]
 _EMPTY_ROW = Row("", 0, None)
 
 
+@dataclass(eq=False)
+class EmptyEvaluationSetError(PermanentError):
+    """A gate against nothing would pass."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"evaluation set {self.name} holds no record that can be read; give JSON lines (.jsonl), .parquet or .txt, "
+            "and correct data.checks.contamination.against."
+        )
+
+
 def evaluation_items(set_name: str, rows: Iterable[Row], fields: tuple[str, ...] = ()) -> Iterator[Item]:
-    """Yield the items of an evaluation set; a row that cannot be read raises nothing and is no item."""
+    """Yield the items of an evaluation set; a row that cannot be read is no item. Raises EmptyEvaluationSetError."""
+    count = 0
     for row in rows:
         if row.problem:
             continue
         text = text_of(row.value, fields)
         named_row = example_of(row)
+        count += 1
         yield Item(set_name, row.file, row.row, named_row.id, words_of(text), shown(text))
+    if not count:
+        raise EmptyEvaluationSetError(set_name)
 
 
 def survey_findings(found: Surveyed, checks: DataChecks, rows: Rows, *, drops: bool) -> list[Finding]:
