@@ -11,32 +11,28 @@ Content is hashed again whenever it is sent, and whether a pack is really in the
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-import struct
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import msgpack  # type: ignore[import-untyped]
 
 from deepseek_ops.data.folders import OWN_FOLDER, STAT_FIELDS
+from deepseek_ops.data.journal import HEAD, Journal, frames
 from deepseek_ops.data.pages import DIGEST_BYTES, Location
 
 GRAIN_NS = 50_000_000
 """Coarsest step of file times we trust: kernels tick at 1-10 ms, some file systems keep coarser times."""
-_HEAD = b"deepseek-ops stat cache/3\n"
-_FRAME = struct.Struct("<I32s")
 _ROW = 8 * STAT_FIELDS
 _YOUNG = -1
 """Stands for the size of a file that must not be recognised."""
@@ -104,10 +100,10 @@ class StatCache:
         self._leftovers = _leftovers(self._folder)
         self._old = _Stream(self._path)
         self._streams = [*map(_Stream, self._leftovers), self._old]
-        self._kept = len(_HEAD)
+        self._kept = len(HEAD)
         token = f"{os.getpid()}.{secrets.token_hex(4)}"
-        self._journal = _Journal(self._path.with_name(f"stat-cache.{token}"))
-        self._packs = _Journal(self._path.with_name(f"stat-cache.{token}.packs"))
+        self._journal = Journal(self._path.with_name(f"stat-cache.{token}"))
+        self._packs = Journal(self._path.with_name(f"stat-cache.{token}.packs"))
 
     def __enter__(self) -> Self:
         return self
@@ -208,64 +204,19 @@ class StatCache:
         self._journal.append(body, beginning=lambda: self._old.beginning(self._kept))
 
 
-class _Journal:
-    """A file of frames that grows. Once the disk takes no more, or is not ours, nothing is written any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = Lock()
-        self._handle = -1
-        self._broken = False
-
-    @property
-    def begun(self) -> bool:
-        return self._handle >= 0
-
-    def append(
-        self, body: Callable[[], bytes] | None, *, beginning: Callable[[], Iterable[bytes]] = lambda: ()
-    ) -> None:
-        """Add a frame, if there is one, behind what the file begins with."""
-        with self._lock:
-            if self._broken:
-                return
-            try:
-                if self._handle < 0:
-                    self.path.parent.mkdir(exist_ok=True)
-                    self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                    for data in [_HEAD, *beginning()]:
-                        _write(self._handle, data)
-                if body is not None:
-                    frame = body()
-                    _write(self._handle, _FRAME.pack(len(frame), hashlib.sha256(frame).digest()) + frame)
-            except OSError:
-                self._broken = True
-
-    def replace(self, target: Path) -> bool:
-        """Give the file another name if all of it is there, and return whether it has it."""
-        with suppress(OSError):
-            if not self._broken:
-                self.path.replace(target)
-                return True
-        return False
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-
 class _Stream:
     """The chunks of one file, read along a scan in path order. What does not check ends it."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO | None = None
-        self.size = len(_HEAD)
+        self.size = len(HEAD)
         self.large: dict[tuple[str, bytes], bytes] = {}
         """Files of 1 MiB and more whose page was not complete."""
         self.packs: deque[tuple[str, bytes, bytes, bytes]] = deque(maxlen=MAX_LEFT_PACKS)
         """Store, id, digests and offsets of the packs that were sent last."""
         with suppress(OSError):
             self._file = path.open("rb")
-            if self._file.read(len(_HEAD)) == _HEAD:
+            if self._file.read(len(HEAD)) == HEAD:
                 self.size = path.stat().st_size
         self._chunks = self._read()
         self._window: list[Chunk] = []
@@ -291,7 +242,7 @@ class _Stream:
 
     def beginning(self, end: int) -> Iterator[bytes]:
         """Yield the file's bytes from its head to ``end``."""
-        at = len(_HEAD)
+        at = len(HEAD)
         while self._file is not None and at < end:
             data = os.pread(self._file.fileno(), min(1 << 20, end - at), at)
             if not data:
@@ -300,18 +251,13 @@ class _Stream:
             at += len(data)
 
     def _read(self) -> Iterator[Chunk]:
-        if self._file is None or self.size == len(_HEAD):
+        if self._file is None or self.size == len(HEAD):
             return
         with suppress(OSError):
-            begin = len(_HEAD)
-            while len(head := self._file.read(_FRAME.size)) == _FRAME.size:
-                length, digest = _FRAME.unpack(head)
-                body = self._file.read(length)
-                if hashlib.sha256(body).digest() != digest:
-                    return
+            for begin, end, body in frames(self._file):
                 kind, *fields = msgpack.unpackb(body)
                 if kind == _CHUNK:
-                    chunk = replace(Chunk(*fields), begin=begin, end=begin + _FRAME.size + length)
+                    chunk = replace(Chunk(*fields), begin=begin, end=end)
                     last = chunk.last.decode()
                     self.large = {key: content for key, content in self.large.items() if key[0] > last}
                     yield chunk
@@ -320,7 +266,6 @@ class _Stream:
                     self.large[name, row] = content
                 else:
                     self.packs.append(tuple(fields))
-                begin += _FRAME.size + length
 
 
 def _leftovers(folder: Path) -> list[Path]:
@@ -338,9 +283,3 @@ def _leftovers(folder: Path) -> list[Path]:
 
 def _split(joined: bytes, size: int) -> list[bytes]:
     return [joined[start : start + size] for start in range(0, len(joined), size)]
-
-
-def _write(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]

@@ -226,6 +226,23 @@ class TestBounds:
         assert named(one) != named((one[0], 4))
         assert named(one, two) == "afd722fcdf2a344d44160a4ebaffe99535dc89d72b6910be0dcf54b3a4caa6a1"
 
+    @pytest.mark.parametrize("readers", [1, 3])
+    def test_machines_with_few_and_many_cores_make_the_same_packs_and_files(
+        self, local: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+    ) -> None:
+        monkeypatch.setattr("deepseek_ops.data.parallel.READERS", readers)
+        monkeypatch.setattr(pages_module, "CUT_MASK", 63)
+        monkeypatch.setattr(packs_module, "PACK_BYTES", 100_000)
+        source = tmp_path / "source"
+        fill(source, files=300)
+        (source / "part0" / "same").write_bytes((source / "part1" / "0001.bin").read_bytes())
+        tree = store_folder(local, source, parent=Tree.empty(local))
+        packs = sorted(key for key in local.puts if key.startswith("packs/"))
+        assert len(packs) == 5
+        assert packs[0] == "packs/0a7a0a779329b06f9e3456799e5e0c847f46b658f7beb77356d3ef05e3988697"
+        write_folder(local, stream_selected(tree), tmp_path / "out")
+        assert contents(tmp_path / "out") == contents(source)
+
 
 class Heard:
     def __init__(self) -> None:
