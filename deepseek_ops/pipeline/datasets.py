@@ -16,9 +16,10 @@ from deepseek_ops.core.records import DatasetVersion, FileSet
 from deepseek_ops.data import DatasetRepository
 from deepseek_ops.data.content import ContentReport
 from deepseek_ops.data.content.lake import MissingDatasetError, ingest
+from deepseek_ops.pipeline.changes import PIPELINE_FILE, is_given_to_jobs
 from deepseek_ops.pipeline.once import job_name
 from deepseek_ops.pipeline.registration import Stores
-from deepseek_ops.pipeline.runs import PIPELINE_FILE, RunPlan, code_of
+from deepseek_ops.pipeline.runs import RunPlan, code_of
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ def prepare_job(
     needed = {one.path for one in data.checks.contamination.against if one.path}
     if missing := needed - {entry.path for entry in everything}:
         raise UnknownEvaluationSetError(min(missing))
-    files = tuple(entry for entry in everything if entry.path in needed or not _is_no_code(entry.path))
+    files = tuple(entry for entry in everything if entry.path in needed or is_given_to_jobs(config, entry.path))
     payload: dict[str, JsonValue] = {
         "code": FileSet(files=files).dump(),
         "callable": data.prepare or "",
@@ -113,11 +114,6 @@ def _limits(limits: PrepareLimits) -> dict[str, JsonValue]:
         "open_files": limits.open_files,
         "processes": limits.processes,
     }
-
-
-def _is_no_code(path: str) -> bool:
-    written_by_us = path.startswith("experiments/") or (path.startswith("data/") and path.endswith(".dataset.yaml"))
-    return path == PIPELINE_FILE or written_by_us or path.endswith(".md")
 
 
 def prepared(result: dict[str, JsonValue]) -> DatasetVersion:

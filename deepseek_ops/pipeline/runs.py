@@ -16,10 +16,9 @@ from deepseek_ops.core.config import PipelineFile, load_pipeline
 from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
+from deepseek_ops.pipeline.changes import PIPELINE_FILE as PIPELINE_FILE  # noqa: PLC0414  (re-exported)
 from deepseek_ops.pipeline.environment import environment_key, parse_lock, require_installed
 from deepseek_ops.pipeline.weight_pointers import take_pointers
-
-PIPELINE_FILE = "deepseek.yaml"
 
 
 class Stage(Record):

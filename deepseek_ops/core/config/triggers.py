@@ -32,6 +32,10 @@ class GitPushTrigger(Config):
     debounce: Duration | None = Field(
         default=None, description="How long a branch must rest: pushes in a row make one run, of the newest."
     )
+    concurrency: Literal["queue", "supersede", "parallel"] = Field(
+        default="parallel",
+        description="While runs of earlier pushes to the branch go on: wait for them, stop them, or run beside them.",
+    )
 
     def wants(self, branch: str, paths: Sequence[str]) -> bool:
         """Return whether a push to the branch (short name) that changed these paths starts a run."""
