@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from deepseek_ops.adapters.git_lfs.agent import ProtocolError, TransferAgent
 from deepseek_ops.adapters.git_lfs.config import clone_settings
 from deepseek_ops.adapters.stores import open_store
+from deepseek_ops.core.ports import ObjectStore
 
 
 def serve() -> int:
@@ -24,7 +26,7 @@ def serve() -> int:
         answers.write(json.dumps(message).encode() + b"\n")
         answers.flush()
 
-    agent = TransferAgent(lambda: clone_settings(Path.cwd(), os.environ), open_store, send)
+    agent = TransferAgent(lambda: clone_settings(Path.cwd(), os.environ), open_store, send, _guarded)
     try:
         agent.serve(sys.stdin)
     except ProtocolError as error:
@@ -33,6 +35,12 @@ def serve() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())  # git-lfs is gone; nothing is left to be said
     return 0
+
+
+def _guarded(store: ObjectStore) -> AbstractContextManager[ObjectStore]:
+    from deepseek_ops.data.gc_guard import writing  # only an upload pays for this import
+
+    return writing(store, holder="git-lfs")
 
 
 if __name__ == "__main__":

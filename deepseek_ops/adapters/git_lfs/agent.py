@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from deepseek_ops.adapters.git_lfs.agent_upload import upload
@@ -23,7 +24,7 @@ from deepseek_ops.core.errors import (
     ObjectNotFoundError,
     PermanentError,
     StoreAccessError,
-    StoreUnavailableError,
+    TransientError,
 )
 from deepseek_ops.core.ports import ObjectStore
 
@@ -31,15 +32,16 @@ PROGRESS_SECONDS = 0.2
 
 Message = dict[str, object]
 Send = Callable[[Message], None]
+Guard = Callable[[ObjectStore], AbstractContextManager[ObjectStore]]
 
 _OID = re.compile(r"[0-9a-f]{64}")
 _CODES: tuple[tuple[type[DeepSeekOpsError], int], ...] = (
     (ObjectNotFoundError, 404),
     (IntegrityError, 422),
     (StoreAccessError, 403),
-    (StoreUnavailableError, 503),
     (LocalDiskError, 507),
     (StoreNotSetError, 400),
+    (TransientError, 503),
 )
 """git-lfs shows code and message; the codes say what the same failure would be over HTTP."""
 
@@ -55,14 +57,20 @@ class TransferAgent:
         settings: Returns the clone's settings; called with ``init``, so that its failure is an answer to git-lfs.
         open_store: Opens a store by its URI.
         send: Writes one message, a line of JSON.
+        guard: Returns a store whose use, inside the block, keeps a running collection off what is relied on.
     """
 
     def __init__(
-        self, settings: Callable[[], CloneSettings], open_store: Callable[[str], ObjectStore], send: Send
+        self,
+        settings: Callable[[], CloneSettings],
+        open_store: Callable[[str], ObjectStore],
+        send: Send,
+        guard: Guard = nullcontext,
     ) -> None:
         self._settings = settings
         self._open = open_store
         self._send = send
+        self._guard = guard
         self._store: ObjectStore | None = None
         self._storage = Path()
         self._repository = ""
@@ -105,7 +113,9 @@ class TransferAgent:
         progress = _Progress(self._send, oid)
         try:
             if event == "upload":
-                upload(self._store, self._repository, oid, size, Path(str(message.get("path"))), progress)
+                # "It is there already" must still be true when git-lfs has been told so.
+                with self._guard(self._store) as store:
+                    upload(store, self._repository, oid, size, Path(str(message.get("path"))), progress)
             else:
                 partial = self._storage / "incomplete" / f"{oid}.deepseek-ops"
                 answer["path"] = str(download_resuming(self._store, oid, size, partial, progress))
