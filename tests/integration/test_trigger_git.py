@@ -13,6 +13,7 @@ from fixtures_git import TOKEN, USER, Developer, git_server, http_developer, mak
 from fixtures_triggers import StateStore, connect, running, state  # noqa: F401
 
 from deepseek_ops.adapters.git import GitRepository, open_git
+from deepseek_ops.adapters.git.refs import RefsSeen
 from deepseek_ops.airflow.triggers.git import GitRefTrigger
 from deepseek_ops.core.records import GitRef
 from deepseek_ops.embedded.git_server import GitServer
@@ -316,14 +317,14 @@ async def test_triggers_of_one_repository_share_one_poll(
     """Drives Airflow's own manager of shared streams, as the triggerer does."""
     shared_stream = pytest.importorskip("airflow.triggers.shared_stream")
     polls = 0
-    plain = GitRepository.refs_async
+    plain = GitRepository.look_async
 
-    async def counted(remote: GitRepository) -> dict[str, str]:
+    async def counted(remote: GitRepository) -> RefsSeen:
         nonlocal polls
         polls += 1
         return await plain(remote)
 
-    monkeypatch.setattr(GitRepository, "refs_async", counted)
+    monkeypatch.setattr(GitRepository, "look_async", counted)
     old = developer.push_commit({"a": "1"})
     manager = shared_stream.SharedStreamManager()
     triggers = [watcher(refs=[f"refs/heads/{name}"], after={"refs/heads/main": old}) for name in ("main", "exp/*", "x")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -36,6 +36,14 @@ class RemoteRef:
     oid: str
     commit: str
     symref: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefsSeen:
+    """What one request tells about a repository: full ref name -> commit id, and the default branch's full name."""
+
+    refs: Mapping[str, str]
+    default: str | None
 
 
 class NotVersionTwoError(Exception):

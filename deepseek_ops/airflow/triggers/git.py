@@ -1,39 +1,62 @@
-"""A trigger that fires for pushes: any host over the Git protocol, by polling refs, without a clone."""
+"""A trigger that fires for pushes: any host over the Git protocol, by polling refs, without a clone.
+
+What is announced is the move from the commit that counts as announced (``previous``) to where the ref is now. Each move
+is announced once; what comes and goes between two looks, or while no DAG listens, leaves no trace.
+
+==============================  ========================================================================================
+What happens                    What it is
+==============================  ========================================================================================
+push, several pushes            one move from the last announced commit to the newest
+forced push                     a move like any other; its paths are those that differ between the two commits; where
+                                the server dropped the old one, those since the branch left the default branch
+merge                           a move of the branch it was pushed to; its paths are what it brought to that branch
+ref moved and moved back        between two looks nothing; otherwise two moves
+deleted ref                     nothing; recreated after a look it is a new ref, even at the same commit
+new branch                      all it has since it left the default branch; without common history all its files; at a
+                                commit the default branch has, no paths at all (path globs keep it out)
+new or moved tag                a move without paths: path globs do not apply; an annotated tag counts by its commit
+rename                          both names changed
+submodule                       a moved submodule is a change of its path; submodules are never fetched
+empty repository                no refs; the first push makes a new branch
+SHA-256 repository              as any other
+a commit the server refuses     looked up by the name of its ref, then in the branch's history; else asked again later
+repository renamed or moved     redirects on one host are followed; a connection with the new address goes on with the
+                                watermark as long as a remembered commit is found there, and begins afresh otherwise
+DAG paused, triggerer away      announced at the next start, as one move per ref
+triggerer killed                what it had fired in its last seconds may come again: consumers claim a push once
+==============================  ========================================================================================
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TriggerEvent
 
-from deepseek_ops.airflow.hooks import GitRemoteHook
-from deepseek_ops.airflow.triggers.watching import Memory, OnStart, WatchTrigger, pause_after
-from deepseek_ops.core.errors import DeepSeekOpsError
+from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook
+from deepseek_ops.airflow.triggers.git_stream import RefSnapshot, snapshots
+from deepseek_ops.airflow.triggers.git_watch import GitWatch
+from deepseek_ops.airflow.triggers.watching import Memory, OnStart, WatchTrigger
 
 if TYPE_CHECKING:
-    from deepseek_ops.adapters.git import GitRepository
+    from deepseek_ops.airflow.triggers.wanted import Wish
     from deepseek_ops.core.records import GitRef
 
+BATCH = 100
+"""Refs dealt with before they are handed over and remembered: a restart repeats no more than these."""
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RefSnapshot:
-    """All branches and tags of a repository, as one poll saw them."""
-
-    remote: GitRepository
-    refs: Mapping[str, str]
 
 
 class GitRefTrigger(WatchTrigger):
     """Fire for every watched branch or tag that moved, with a :class:`~deepseek_ops.core.records.GitRef` as JSON.
 
     For asset watchers, where it goes on from the commit it announced last, and for ``GitRefSensor``. Triggers with the
-    same connection and interval share one poll, however many refs they watch.
+    same connections and interval share one poll, however many refs they watch. Webhooks of the connection (see
+    ``deepseek_ops.web.hooks``) wake it between two polls.
 
     :param git_conn_id: connection of the repository.
     :param asset_name: asset whose state store remembers what was announced; empty in a deferred task.
@@ -43,6 +66,9 @@ class GitRefTrigger(WatchTrigger):
     :param poll_interval: seconds between two looks.
     :param after: ref -> commit that counts as announced already, where there is no memory.
     :param on_start: what a first start does with refs that exist: ``skip`` or ``announce`` them.
+    :param debounce: seconds a ref must rest before its newest commit is announced, ten times that at most; the pushed
+        pipeline file may ask for more.
+    :param facts_conn_id: facts database through which webhooks wake this watcher; empty: polling only.
     """
 
     def __init__(
@@ -56,6 +82,8 @@ class GitRefTrigger(WatchTrigger):
         poll_interval: float = 30.0,
         after: Mapping[str, str] | None = None,
         on_start: OnStart = "skip",
+        debounce: float = 0.0,
+        facts_conn_id: str = FactsHook.default_conn_name,
     ) -> None:
         super().__init__(asset_name=asset_name, poll_interval=poll_interval, on_start=on_start)
         self.git_conn_id = git_conn_id
@@ -63,6 +91,8 @@ class GitRefTrigger(WatchTrigger):
         self.paths = list(paths)
         self.pipeline_file = pipeline_file
         self.after = None if after is None else dict(after)
+        self.debounce = debounce
+        self.facts_conn_id = facts_conn_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -76,6 +106,8 @@ class GitRefTrigger(WatchTrigger):
                 "poll_interval": self.poll_interval,
                 "after": self.after,
                 "on_start": self.on_start,
+                "debounce": self.debounce,
+                "facts_conn_id": self.facts_conn_id,
             },
         )
 
@@ -84,49 +116,57 @@ class GitRefTrigger(WatchTrigger):
             yield event
 
     def shared_stream_key(self) -> Hashable | None:
-        return ("deepseek_ops.git", self.git_conn_id, self.poll_interval)
+        return ("deepseek_ops.git", self.git_conn_id, self.poll_interval, self.facts_conn_id)
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[RefSnapshot]:
-        """Yield a snapshot per poll, equal ones included: a trigger that joins late gets its state from the next."""
-        remote: GitRepository | None = None
-        failures = 0
-        while True:
-            try:
-                if remote is None:
-                    remote = await asyncio.to_thread(_open, kwargs["git_conn_id"])
-                snapshot = RefSnapshot(remote, await remote.refs_async())
-            except Exception as error:  # noqa: BLE001  (a trigger that raises is started again without a pause)
-                failures += 1
-                remote = None  # read the connection again: a token may have been renewed
-                wait = pause_after(failures, kwargs["poll_interval"])
-                level = logging.WARNING if isinstance(error, DeepSeekOpsError) else logging.ERROR
-                log.log(level, "poll %d failed, next in %.0f s: %s", failures, wait, error)
-                await asyncio.sleep(wait)
-                continue
-            failures = 0
+        """Yield what each poll of the repository saw, for every trigger that watches it."""
+        async for snapshot in snapshots(kwargs["git_conn_id"], kwargs["poll_interval"], kwargs["facts_conn_id"]):
             yield snapshot
-            await asyncio.sleep(kwargs["poll_interval"])
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
-        """Yield one event for each watched ref that moved in a way the filters want."""
-        watch = _Watch(self)
+        """Yield one event for each watched ref that moved in a way the filters want, once it rests."""
+        watch = GitWatch(
+            self._memory, after=self.after, announce=self.on_start == "announce", interval=self.poll_interval
+        )
         async for snapshot in shared_stream:
-            url = snapshot.remote.url
-            there = self._watched(snapshot)
-            if not await watch.begun(url, there):
+            if watch.idle(snapshot):
                 continue
-            fired = False
-            for ref in watch.moved(url, there):
-                wanted = await self._wanted(snapshot.remote, ref)
-                if wanted:
+            there = self._watched(snapshot)
+            if not await watch.begun(snapshot.remote, there):
+                continue
+            refs = watch.due(watch.moved(snapshot.remote.url, there), snapshot.at)
+            for start in range(0, max(len(refs), 1), BATCH):
+                fired = False
+                for ref in await self._at_rest(watch, snapshot, refs[start : start + BATCH]):
                     fired = True
                     yield TriggerEvent(ref.dump())
-                if wanted is not None:  # could not be told: the next poll asks again
-                    watch.seen[ref.name] = ref.commit
-            if fired:
-                await asyncio.sleep(self.handover_seconds)
-            await watch.remember()
+                if fired:
+                    await asyncio.sleep(self.handover_seconds)
+                await watch.remember()
+
+    def _memory(self) -> Memory | None:
+        # The URL is no part of it: a repository that is renamed stays what it was.
+        return self.memory([self.git_conn_id, *self.refs, "", *self.paths, "", self.pipeline_file])
+
+    async def _at_rest(self, watch: GitWatch, snapshot: RefSnapshot, refs: Sequence[GitRef]) -> list[GitRef]:
+        """Return the refs to announce; these and the unwanted ones are settled, the others stay for a later look."""
+        fresh = [ref for ref in refs if watch.wish(ref) is None]
+        await self._prefetch(snapshot, fresh)
+        found = []
+        for ref in refs:
+            wish = watch.wish(ref) or await self._wish(snapshot, ref)
+            if wish is None:
+                watch.failed(ref, snapshot.at)
+                continue
+            later = watch.rests(ref, wish, max(self.debounce, wish.debounce), snapshot.at)
+            if later is not None:
+                snapshot.appointments.ask(later)
+                continue
+            watch.settle(ref)
+            if wish.wanted:
+                found.append(ref)
+        return found
 
     def _watched(self, snapshot: RefSnapshot) -> dict[str, str]:
         from deepseek_ops.adapters.git.refs import matches
@@ -137,70 +177,26 @@ class GitRefTrigger(WatchTrigger):
             if matches(name, self.refs) and _is_record(snapshot.remote.url, name, commit)
         }
 
-    async def _wanted(self, remote: GitRepository, ref: GitRef) -> bool | None:
-        from deepseek_ops.airflow.triggers.wanted import is_wanted
+    async def _prefetch(self, snapshot: RefSnapshot, refs: Sequence[GitRef]) -> None:
+        """Get the commits of many refs with one request, where each would be a request of its own."""
+        if len(refs) < 2 or not (self.paths or self.pipeline_file):
+            return
+        commits = sorted({commit for ref in refs for commit in (ref.commit, ref.previous) if commit})
+        try:
+            await asyncio.to_thread(snapshot.remote.prefetch, commits)
+        except Exception as error:  # noqa: BLE001  (each ref is asked for by itself next, and says what is wrong)
+            log.debug("%d commits could not be fetched together: %s", len(commits), error)
+
+    async def _wish(self, snapshot: RefSnapshot, ref: GitRef) -> Wish | None:
+        from deepseek_ops.airflow.triggers.wanted import wish_of
 
         try:
-            return await asyncio.to_thread(is_wanted, remote, ref, paths=self.paths, pipeline_file=self.pipeline_file)
+            return await asyncio.to_thread(
+                wish_of, snapshot.remote, ref, paths=self.paths, pipeline_file=self.pipeline_file, look=snapshot
+            )
         except Exception as error:  # noqa: BLE001  (one ref that cannot be looked at must not stop the others)
             log.warning("cannot look at %s at %s yet: %s", ref.short, ref.commit[:12], error)
             return None
-
-
-class _Watch:
-    """One run of the trigger: what counts as announced, and where that is remembered."""
-
-    def __init__(self, trigger: GitRefTrigger) -> None:
-        self.seen: dict[str, str] = {}
-        self._trigger = trigger
-        self._memory: Memory | None = None
-        self._stored: dict[str, str] | None = None
-
-    async def begun(self, url: str, there: Mapping[str, str]) -> bool:
-        """Return whether it is known what was announced; finds out at the first snapshot."""
-        if self._stored is not None:
-            return True
-        trigger = self._trigger
-        try:
-            self._memory = trigger.memory(
-                [url, trigger.git_conn_id, *trigger.refs, "", *trigger.paths, "", trigger.pipeline_file]
-            )
-            known = await self._memory.load() if self._memory is not None else None
-            if known is None:
-                known = self._first(there)
-                log.info("first look at %s: %d refs, %d count as announced", url, len(there), len(known))
-                if self._memory is not None:
-                    await self._memory.save(known)
-        except Exception:
-            # Without what was announced before, nothing can be announced now.
-            log.warning("could not read the watermark; trying again with the next poll", exc_info=True)
-            return False
-        self.seen, self._stored = dict(known), dict(known)
-        return True
-
-    def moved(self, url: str, there: Mapping[str, str]) -> list[GitRef]:
-        """Return the refs that are new or elsewhere. A deleted one is forgotten: if it comes back, it is new."""
-        from deepseek_ops.core.records import GitRef
-
-        self.seen = {name: commit for name, commit in self.seen.items() if name in there}
-        return [
-            GitRef(repository=url, name=name, commit=commit, previous=self.seen.get(name))
-            for name, commit in there.items()
-            if self.seen.get(name) != commit
-        ]
-
-    async def remember(self) -> None:
-        if self._memory and self.seen != self._stored and await self._memory.save_or_log(self.seen):
-            self._stored = dict(self.seen)
-
-    def _first(self, there: Mapping[str, str]) -> dict[str, str]:
-        if self._trigger.after is not None:
-            return dict(self._trigger.after)
-        return dict(there) if self._trigger.on_start == "skip" else {}
-
-
-def _open(git_conn_id: str) -> GitRepository:
-    return GitRemoteHook(git_conn_id).remote
 
 
 def _is_record(url: str, name: str, commit: str) -> bool:

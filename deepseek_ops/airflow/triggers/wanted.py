@@ -14,9 +14,9 @@ where its author sees it. A commit without the file asks for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deepseek_ops.core.errors import GitAccessError, PermanentError, RefNotFoundError
 
@@ -42,49 +42,81 @@ class Change:
         return not globs or (not self.nothing_new and matches_paths(globs, self.paths))
 
 
+class Look(Protocol):
+    """What is known of the repository already: its refs and its default branch."""
+
+    @property
+    def refs(self) -> Mapping[str, str]: ...
+
+    @property
+    def default(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Whether a moved ref is to be announced, and after how many seconds at rest."""
+
+    wanted: bool
+    debounce: float = 0.0
+
+
 def is_wanted(remote: GitRepository, ref: GitRef, *, paths: Sequence[str], pipeline_file: str) -> bool:
     """Return whether the moved ref passes the filters. Blocking; raises the port's errors when it cannot tell."""
+    return wish_of(remote, ref, paths=paths, pipeline_file=pipeline_file).wanted
+
+
+def wish_of(
+    remote: GitRepository, ref: GitRef, *, paths: Sequence[str], pipeline_file: str, look: Look | None = None
+) -> Wish:
+    """Return what the filters, and with ``pipeline_file`` the commit's own triggers, say about the moved ref.
+
+    Blocking; raises the port's errors when it cannot tell.
+    """
     from deepseek_ops.core.config import load_pipeline
 
     if not paths and not pipeline_file:
-        return True
+        return Wish(True)
     tag = ref.name.startswith("refs/tags/")
-    change = Change(()) if tag else change_of(remote, ref)
+    change = Change(()) if tag else change_of(remote, ref, look)
     if not tag and not change.touches(paths):
-        return False
+        return Wish(False)
     if not pipeline_file:
-        return True
+        return Wish(True)
     try:
         pipeline = load_pipeline(remote.read_file(ref.commit, pipeline_file), file=pipeline_file)
     except RefNotFoundError:
         log.info("%s at %s has no %s: nothing to run", ref.short, ref.commit[:12], pipeline_file)
-        return False
+        return Wish(False)
     except (GitAccessError, PermanentError) as error:
         log.warning("%s at %s: %s", ref.short, ref.commit[:12], error)
-        return True
+        return Wish(True)
     return asks_for(pipeline, ref, change)
 
 
-def asks_for(pipeline: PipelineFile, ref: GitRef, change: Change) -> bool:
-    """Return whether one of the pipeline's Git triggers wants the ref."""
+def asks_for(pipeline: PipelineFile, ref: GitRef, change: Change) -> Wish:
+    """Return what the first of the pipeline's Git triggers that wants the ref says."""
     from deepseek_ops.core.config.triggers import GitPushTrigger, GitTagTrigger
+    from deepseek_ops.pipeline.changes import only_docs
 
+    if not change.nothing_new and only_docs(pipeline, change.paths):
+        log.info("%s at %s changes documentation only: nothing to run", ref.short, ref.commit[:12])
+        return Wish(False)
     for trigger in pipeline.triggers:
         if isinstance(trigger, GitTagTrigger) and ref.name.startswith("refs/tags/"):
             if trigger.wants(ref.short):
-                return True
+                return Wish(True)
         elif (
             isinstance(trigger, GitPushTrigger)
             and ref.name.startswith("refs/heads/")
             and trigger.wants(ref.short, change.paths)
             and change.touches(trigger.paths)
         ):
-            return True
-    return False
+            return Wish(True, trigger.debounce.total_seconds() if trigger.debounce else 0.0)
+    return Wish(False)
 
 
-def change_of(remote: GitRepository, ref: GitRef) -> Change:
-    """Return what the moved branch changed."""
+def change_of(remote: GitRepository, ref: GitRef, look: Look | None = None) -> Change:
+    """Return what the moved branch changed. With ``look`` nobody is asked for the default branch again."""
     if ref.previous:
         try:
             return Change(tuple(remote.changed_paths(ref.previous, ref.commit)))
@@ -92,9 +124,16 @@ def change_of(remote: GitRepository, ref: GitRef) -> Change:
             # After a forced push the server may have thrown the old commit away; the new one must be there.
             if ref.commit in str(error):
                 raise
-    default = remote.default_branch()
-    if default is None or default == ref.name:
+    default = look.default if look else remote.default_branch()
+    start = _tip(remote, default, look)
+    if start is None or default == ref.name:
         return Change(tuple(remote.changed_paths(None, ref.commit)))
-    start = remote.resolve(default).commit
     base = remote.merge_base(start, ref.commit)
     return Change(tuple(remote.changed_paths(base, ref.commit)), nothing_new=base == ref.commit)
+
+
+def _tip(remote: GitRepository, default: str | None, look: Look | None) -> str | None:
+    """Return the default branch's commit, or None when there is none yet."""
+    if default is None:
+        return None
+    return look.refs.get(default) if look else remote.resolve(default).commit
