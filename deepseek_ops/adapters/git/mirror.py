@@ -2,7 +2,8 @@
 
 Bare repositories per address: ``tips.git`` holds single commits (depth 1, no file contents: the size of a fetch
 does not depend on the history), ``history.git`` holds all commits without trees, for questions about ancestry and for
-building commits that can be pushed, ``small-<n>.git`` all refs with files below a size. Contents and trees are fetched
+building commits that can be pushed, ``deep.git`` all commits with their trees, for servers that give nothing but refs
+and what they reach, ``small-<n>.git`` all refs with files below a size. Contents and trees are fetched
 when they are read (partial clone). A server that offers no filters sends everything for the same requests; the answers
 are the same.
 """
@@ -19,8 +20,10 @@ from pathlib import Path
 
 from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
 from deepseek_ops.adapters.git.errors import explain
+from deepseek_ops.adapters.git.refs import list_refs
 from deepseek_ops.core.errors import RefNotFoundError
 
+SHA256_LENGTH = 64
 MAX_PACKS = 200
 """Fetches after which a copy is thrown away and begun again: cheaper than repacking a partial clone."""
 
@@ -43,14 +46,28 @@ class Mirror:
 
     def tips(self, commits: Sequence[str], *, depth: int = 1) -> Git:
         """Return a git that has the commits and their trees (``depth`` 2: with their parents')."""
-        git = self._open("tips.git", "blob:none")
+        git = self._open("tips.git", "blob:none", commits)
         missing = list(commits) if depth > 1 else [commit for commit in commits if not _has(git, commit)]
         self._fetch(git, missing, f"--depth={depth}", "--filter=blob:none")
         return git
 
+    def pair(self, old: str, new: str) -> Git:
+        """Return a git that has both commits and their trees, also where the server gives only what its refs reach.
+
+        Raises RefNotFoundError for ``old`` when neither the server nor the history of ``new`` has it.
+        """
+        try:
+            return self.tips([old, new])
+        except RefNotFoundError:
+            git = self._open("deep.git", "blob:none", [new])
+            self._fetch(git, [new] if not _has(git, new) else [], "--filter=blob:none")
+            if not _has(git, old):
+                raise RefNotFoundError(self._git.address.url, f"commit {old}") from None
+            return git
+
     def history(self, commits: Sequence[str]) -> Git:
         """Return a git that has the commits with all their ancestors."""
-        git = self._open("history.git", "tree:0")
+        git = self._open("history.git", "tree:0", commits)
         self._fetch(git, [commit for commit in commits if not _has(git, commit)], "--filter=tree:0")
         return git
 
@@ -65,9 +82,13 @@ class Mirror:
             raise explain(self._git.address.url, "fetch", message)
         return git
 
+    def copy(self, name: str, filtered: str) -> Git:
+        """Return a git in a copy of its own, ``<name>.git``, with that partial-clone filter; the caller fetches."""
+        return self._open(f"{name}.git", filtered)
+
     def tag_content(self, tag: str) -> str:
         """Return the text of an annotated tag object."""
-        git = self._open("history.git", "tree:0")
+        git = self._open("history.git", "tree:0", [tag])
         self._fetch(git, [tag], "--filter=tree:0")
         return git.run("cat-file", "tag", tag).decode(errors="replace")
 
@@ -86,15 +107,27 @@ class Mirror:
         if not commits:
             return
         self._git.require_reachable()
-        quiet = ["--quiet", "--no-tags", "--no-write-fetch-head", "--end-of-options"]
-        status, _, message = git.attempt("fetch", *options, *quiet, "origin", *commits, seconds=NETWORK_SECONDS)
-        if status:
-            raise explain(self._git.address.url, "fetch", message)
+        try:
+            self._fetch_once(git, commits, *options)
+        except RefNotFoundError:
+            # A server may give a commit by the name of its ref only (a branch may have moved on in between).
+            named = {ref.commit: ref.name for ref in list_refs(self._git, ["refs/heads/", "refs/tags/"]).values()}
+            if not all(commit in named for commit in commits):
+                raise
+            self._fetch_once(git, [named[commit] for commit in commits], *options)
         lost = [commit for commit in commits if not _has(git, commit)]
         if lost:
             raise RefNotFoundError(self._git.address.url, f"commit {lost[0]}")
 
-    def _open(self, name: str, filtered: str) -> Git:
+    def _fetch_once(self, git: Git, wanted: Sequence[str], *options: str) -> None:
+        quiet = ["--quiet", "--no-tags", "--no-write-fetch-head", "--end-of-options"]
+        status, _, message = git.attempt("fetch", *options, *quiet, "origin", *wanted, seconds=NETWORK_SECONDS)
+        if status:
+            raise explain(self._git.address.url, "fetch", message)
+
+    def _open(self, name: str, filtered: str, commits: Sequence[str] = ()) -> Git:
+        sha256 = any(len(commit) == SHA256_LENGTH for commit in commits)
+        name = f"sha256-{name}" if sha256 else name
         place = self._folder / name
         packs = place / "objects" / "pack"
         if place.exists() and (not packs.exists() or len(list(packs.iterdir())) > 3 * MAX_PACKS):
@@ -104,12 +137,13 @@ class Mirror:
             shutil.rmtree(leftover, ignore_errors=True)
         if not place.exists():
             fresh = Path(tempfile.mkdtemp(dir=self._folder, prefix="new-"))
-            self._create(fresh / name, filtered)
+            self._create(fresh / name, filtered, "sha256" if sha256 else "sha1")
             (fresh / name).rename(place)  # complete or absent: a killed process leaves no half repository
         return self._git.at(place)
 
-    def _create(self, place: Path, filtered: str) -> None:
-        self._git.run("init", "--bare", "--quiet", "--initial-branch=main", str(place))
+    def _create(self, place: Path, filtered: str, hashed: str) -> None:
+        form = f"--object-format={hashed}"
+        self._git.run("init", "--bare", "--quiet", form, "--initial-branch=main", str(place))
         git = self._git.at(place)
         for key, value in (
             ("core.repositoryFormatVersion", "1"),
