@@ -16,6 +16,7 @@ from deepseek_ops.core.errors import LocalDiskError, PermanentError, TransientEr
 OWN_FOLDER = ".deepseek-ops"
 """What we keep inside a dataset folder (the stat cache); never part of a version."""
 SKIPPED = frozenset({".git", OWN_FOLDER})
+_LEFT_OUT = SKIPPED | {f"{name}/" for name in SKIPPED}
 MAX_NAME = 1024
 STAT_FIELDS = 4
 _NO_STATS = (0,) * STAT_FIELDS
@@ -131,7 +132,7 @@ def _read_folder(folder: str, prefix: str) -> tuple[list[str], array[int]]:
         try:
             with os.scandir(handle) as entries:
                 found = sorted([e.name + "/" if e.is_dir(follow_symlinks=False) else e.name for e in entries])
-            return _stats(folder, prefix, handle, [name for name in found if name.rstrip("/") not in SKIPPED])
+            return _stats(folder, prefix, handle, [name for name in found if name not in _LEFT_OUT])
         finally:
             os.close(handle)
     except OSError as error:

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 from operator import itemgetter
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 from deepseek_ops.core.errors import IntegrityError
 from deepseek_ops.core.ports import ObjectStore
@@ -120,17 +120,14 @@ class PackWriter:
 
     def locations(self, places: Iterable[int | Location]) -> list[Location]:
         """Return where files lie, once their packs are up; what is in the store already stays as it is."""
+        found = list(places)
         packs: dict[int, bytes] = {}
-        found: list[Location] = []
-        for place in places:
-            if isinstance(place, int):
-                number = place >> _OFFSET_BITS
-                if number not in packs:
-                    packs[number] = self._packs[number].result()
-                found.append(Location(packs[number], place & _OFFSET_MASK))
-            else:
-                found.append(place)
-        return found
+        for index, place in [(index, place) for index, place in enumerate(found) if type(place) is int]:
+            number = place >> _OFFSET_BITS
+            if number not in packs:
+                packs[number] = self._packs[number].result()
+            found[index] = Location(packs[number], place & _OFFSET_MASK)
+        return cast("list[Location]", found)
 
     def finish(self) -> dict[bytes, Location]:
         """Upload what is left and return where each file lies, once all packs are up."""

@@ -162,7 +162,8 @@ def encode_columns(
     places: Sequence[Location],
 ) -> bytes:
     """Return a page as it is stored: columns in MessagePack, compressed."""
-    packs = sorted({place.pack for place in places} - {b""})
+    lying_in, offsets = zip(*places, strict=True)
+    packs = sorted(set(lying_in) - {b""})
     number = {pack: index for index, pack in enumerate(packs)} | {b"": -1}
     columns = {
         "paths": paths,
@@ -170,8 +171,8 @@ def encode_columns(
         "digests": b"".join(digests),
         "splits": splits if any(splits) else [],
         "packs": b"".join(packs),
-        "pack": [number[place.pack] for place in places],
-        "offset": [place.offset for place in places],
+        "pack": list(map(number.__getitem__, lying_in)),
+        "offset": offsets,
     }
     return _compressed(columns)
 
@@ -219,7 +220,7 @@ def decode_tree(data: bytes, expected: Digest) -> list[PageRef]:
 
 
 def _compressed(columns: Mapping[str, object]) -> bytes:
-    return zstandard.ZstdCompressor(level=3).compress(msgpack.packb(columns))
+    return zstandard.ZstdCompressor(level=1).compress(msgpack.packb(columns))
 
 
 class _Columns:

@@ -126,7 +126,12 @@ class StatCache:
 
     def digests(self, near: Sequence[Chunk], names: Sequence[str], stats: array[int]) -> list[bytes | None]:
         """Return the SHA-256 of each file that has not changed, None for the others."""
-        rows = list(zip(names, _split(stats.tobytes(), _ROW), strict=True))
+        row_bytes, joined = stats.tobytes(), "\0".join(names).encode()
+        same = next((chunk for chunk in near if chunk.names == joined), None)
+        if same is not None and len(near) == 1:  # the same names, some of them with other stats
+            pairs = zip(_split(row_bytes, _ROW), _split(same.stats, _ROW), same.contents(), strict=True)
+            return [content if new == old else None for new, old, content in pairs]
+        rows = list(zip(names, _split(row_bytes, _ROW), strict=True))
         known: dict[tuple[str, bytes], bytes] = {}
         for chunk in reversed(near):
             known.update(chunk.rows())
@@ -157,10 +162,10 @@ class StatCache:
             for index in range(0, len(stats), STAT_FIELDS):
                 if stats[index + 1] >= self._newest:
                     stats[index] = _YOUNG
-        packs = sorted({place.pack for place in places} - {b""})
+        lying_in, starts = zip(*places, strict=True)
+        packs = sorted(set(lying_in) - {b""})
         number = {pack: index for index, pack in enumerate(packs)} | {b"": len(packs)}
-        numbers = array("q", [number[place.pack] for place in places])
-        offsets = array("q", [place.offset for place in places])
+        numbers, offsets = array("q", map(number.__getitem__, lying_in)), array("q", starts)
         joined = ("\0".join(names).encode(), stats.tobytes(), b"".join(digests))
         self._append(Chunk(*joined, page, store, b"".join(packs), numbers.tobytes(), offsets.tobytes()).body)
 

@@ -226,7 +226,7 @@ class PageStore:
     def _store_page(self, listing: Listing) -> None:
         digests = [digest for digest in listing.digests if digest is not None]
         listing.page = column_digest(listing.names, listing.sizes, digests, listing.splits)
-        places = self._packs.locations(place for place in listing.places if place is not None)
+        places = self._packs.locations([place for place in listing.places if place is not None])
         if listing.page not in self._shared:
             while len(self._puts) > 2 * self._workers:
                 self._puts.popleft().result()

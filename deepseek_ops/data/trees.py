@@ -65,7 +65,11 @@ class Tree:
 
     def read_one(self, page: PageRef) -> Page:
         """Read one page. Raises ObjectNotFoundError, IntegrityError."""
-        return decode_page(self._store.get(tree_key(page.digest)), page.digest)
+        return decode_page(self.fetch(page), page.digest)
+
+    def fetch(self, page: PageRef) -> bytes:
+        """Return a page as it is stored. Raises ObjectNotFoundError."""
+        return self._store.get(tree_key(page.digest))
 
     def holding(self, paths: Iterable[str]) -> list[PageRef]:
         """Return the pages in which the paths are, or would be."""
@@ -119,8 +123,10 @@ def _unshared(old: Tree, new: Tree) -> Iterator[tuple[str, bool, set[Row]]]:
     sides = ((page, tree is new) for tree in (old, new) for page in tree.pages if page.digest not in shared)
     pages = sorted(sides, key=lambda side: (side[0].first, side[1]))
 
-    def read(side: tuple[PageRef, bool]) -> tuple[str, bool, set[Row]]:
+    def fetch(side: tuple[PageRef, bool]) -> tuple[PageRef, bool, bytes]:
         ref, is_new = side
-        return ref.first, is_new, set((new if is_new else old).read_one(ref).rows())
+        return ref, is_new, (new if is_new else old).fetch(ref)
 
-    return in_order(read, pages, old.workers if len(pages) > 1 else 1)
+    # Threads wait for the store; unpacking is the interpreter's work, and they would fight over it.
+    for ref, is_new, data in in_order(fetch, pages, min(old.workers, 4)):
+        yield ref.first, is_new, set(decode_page(data, ref.digest).rows())
