@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,18 +56,33 @@ def upload(lake: ObjectStore, folder: str, *names: str) -> DataArrival:
     return survey(lake, folder).arrival(lake, folder)
 
 
-def event(extra: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(extra=extra)
+class Stored(list[Any]):
+    """The events of an asset, as Airflow gives them to a task with that inlet."""
+
+    def after(self, begin: str) -> list[Any]:
+        return [one for one in self if one.timestamp.isoformat() > begin]
 
 
-def announce(memory: Memory | None, run: str, *arrivals: DataArrival) -> Any:
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(extra: dict[str, Any], minutes: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(extra=extra, timestamp=START + timedelta(minutes=minutes))
+
+
+def told(arrival: DataArrival, minutes: int = 0) -> SimpleNamespace:
+    return event({"from_trigger": True, "payload": arrival.dump()}, minutes)
+
+
+def announce(memory: Memory | None, run: str, *arrivals: DataArrival, stored: Stored | None = None) -> Any:
     """Run the task and return the accessor of its outlet's event, or None when it was skipped."""
     task = AnnounceArrivalsOperator(task_id="announce", watched=RAW_DATA, outlets=[SETTLED_UPLOAD])
-    events = [event({"from_trigger": True, "payload": arrival.dump()}) for arrival in arrivals]
+    events = [told(arrival) for arrival in arrivals]
     outlets = OutletEventAccessors()
     context: Any = {
         "run_id": run,
         "triggering_asset_events": {RAW_DATA: events},
+        "inlet_events": {RAW_DATA: Stored() if stored is None else stored},
         "outlet_events": outlets,
         "asset_state_store": memory,
     }
@@ -99,6 +115,20 @@ def test_a_burst_of_uploads_gives_a_partition_for_each_and_none_twice(lake: Obje
     assert set(first.partition_keys) & set(second.partition_keys) == set()
     assert announce(memory, "run-3", *arrivals) is None, "no event when there is nothing new"
     assert all(len(key) <= 250 for key in first.partition_keys)
+
+
+def test_events_that_started_no_run_are_announced_by_the_next_one(lake: ObjectStore) -> None:
+    """Airflow makes a run of the first event of a burst and forgets that the others came meanwhile."""
+    one, two, three, four = (upload(lake, f"raw/{number}/", "a") for number in range(4))
+    memory, stored = Memory(), Stored()
+    stored += [told(one), told(two), told(three, 1)]
+    first = announce(memory, "run-1", one, stored=stored)
+    assert set(first.partition_keys) == {partition_of(arrival) for arrival in (one, two, three)}
+    stored += [told(four, 300)]
+    second = announce(memory, "by-the-clock", stored=stored)
+    assert set(second.partition_keys) == {partition_of(four)}
+    assert announce(memory, "by-the-clock-again", stored=stored) is None
+    assert announce(Memory(), "first-run-by-the-clock", stored=stored) is None, "what is older is history"
 
 
 def test_without_memory_a_doubled_announcement_has_the_same_partition(lake: ObjectStore) -> None:

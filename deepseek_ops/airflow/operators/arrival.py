@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, Context
-from pydantic import JsonValue
+from airflow.sdk.exceptions import AirflowSkipException
 
 from deepseek_ops.airflow.announced_lake import AnnouncedLake, UnknownPartitionError
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from deepseek_ops.core.ports import ObjectStore
 
 MEMORY_KEY = "announced"  # never rename: later runs look it up
-REMEMBERED = 500
+REMEMBERED = 800
+"""Uploads that are known to be announced: what a value of the state store has room for."""
+OVERLAP = timedelta(minutes=10)
+"""An event can be stored a little after one with a later time."""
 LONGEST_KEY = 200
 
 
@@ -31,55 +35,57 @@ def partition_of(arrival: DataArrival) -> str:
 
 
 class AnnounceArrivalsOperator(DeepSeekOpsOperator):
-    """Give each upload that the triggering events tell of a partition of the outlet, hence a run of its own.
+    """Give each upload that the watcher told of a partition of the outlet, hence a run of its own.
 
-    Airflow collapses events that come together into one run, and a watcher announces at least once: this task takes
-    them apart and leaves out what it has announced before. A retry announces the same again, as it has to: events
-    leave the task only when it succeeds.
+    Airflow collapses events that come together into one run, leaves out those that come while it makes that run, and a
+    watcher announces at least once. So this task goes by the events themselves, those since its last success, and by
+    what it announced before; it also runs by the clock, for events that started nothing. A retry announces the same
+    again, as it has to: events leave the task only when it succeeds.
 
-    :param watched: asset whose watcher announces uploads.
+    :param watched: asset whose watcher announces uploads; also an inlet of the task.
     :return: the partition keys.
     """
 
     def __init__(self, *, watched: Asset, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"inlets": [watched], **kwargs})
         self.watched = watched
 
     def execute(self, context: Context) -> list[str]:
         (outlet,) = self.outlets
-        arrivals = {partition_of(arrival): arrival for arrival in self._arrivals(context)}
-        memory = self._memory(context, outlet)
-        known: dict[str, JsonValue] = dict(memory.get(MEMORY_KEY, {})) if memory is not None else {}
-        run = str(context["run_id"])
-        fresh = {key: arrival for key, arrival in arrivals.items() if known.get(key, run) == run}
-        if memory is not None:
-            kept = {**known, **dict.fromkeys(fresh, run)}
-            memory.set(MEMORY_KEY, dict(list(kept.items())[-REMEMBERED:]))
-        self.log.info("%d uploads, %d of them new: %s", len(arrivals), len(fresh), ", ".join(fresh))
-        if fresh:
-            event = context["outlet_events"][outlet]
-            event.extra = {"arrivals": {key: arrival.dump() for key, arrival in fresh.items()}}
-            if hasattr(event, "add_partitions"):  # Airflow 3.2; before it one run takes what came together
-                event.add_partitions(list(fresh))
-        else:
-            self.skip_outlets(context)
-        return list(fresh)
-
-    def skip_outlets(self, context: Context) -> None:
-        """Skip, so that no event without a partition leaves the task."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        raise AirflowSkipException("every upload was announced before")
-
-    def _arrivals(self, context: Context) -> Iterable[DataArrival]:
-        for event in context["triggering_asset_events"].get(self.watched, ()):
+        store: Any = context.get("asset_state_store")
+        memory: Any = None if store is None else store[outlet]
+        known: dict[str, Any] = (memory.get(MEMORY_KEY, None) if memory is not None else None) or {}
+        told: dict[str, str] = dict(known.get("partitions", {}))
+        run = digest_of(str(context["run_id"]).encode())[:12]
+        since = str(known.get("since", ""))
+        arrivals: dict[str, DataArrival] = {}
+        for event in self._events(context, since):
             payload = (event.extra or {}).get("payload")
             if isinstance(payload, Mapping):
-                yield DataArrival.load(payload)
+                arrival = DataArrival.load(payload)
+                arrivals[partition_of(arrival)] = arrival
+                since = max(since, event.timestamp.isoformat())
+        fresh = {key: arrival for key, arrival in arrivals.items() if told.get(key, run) == run}
+        if memory is not None:
+            kept = list({**told, **dict.fromkeys(fresh, run)}.items())[-REMEMBERED:]
+            memory.set(MEMORY_KEY, {"since": since, "partitions": dict(kept)})
+        self.log.info("%d uploads, %d of them new: %s", len(arrivals), len(fresh), ", ".join(fresh))
+        if not fresh:
+            raise AirflowSkipException("every upload was announced before")  # or an event without partition would leave
+        announced = context["outlet_events"][outlet]
+        announced.extra = {"arrivals": {key: arrival.dump() for key, arrival in fresh.items()}}
+        if hasattr(announced, "add_partitions"):  # Airflow 3.2; before it one run takes what came together
+            announced.add_partitions(list(fresh))
+        return list(fresh)
 
-    def _memory(self, context: Context, outlet: Asset) -> Any:
-        store: Any = context.get("asset_state_store")
-        return None if store is None else store[outlet]
+    def _events(self, context: Context, since: str) -> Iterable[Any]:
+        """Yield the events that started this run and all since the last one that was handled, oldest first."""
+        triggering = list(context["triggering_asset_events"].get(self.watched, ()))
+        yield from triggering
+        begin = since or min((event.timestamp.isoformat() for event in triggering), default="")
+        stored: Any = context["inlet_events"][self.watched]
+        if begin and hasattr(stored, "after"):  # Airflow 3.1
+            yield from stored.after((datetime.fromisoformat(begin) - OVERLAP).isoformat())
 
 
 class IngestArrivalOperator(IngestDatasetOperator):
