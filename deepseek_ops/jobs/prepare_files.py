@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 64 << 20
 _BATCH = 256
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS = 256 << 10
 
 
 class SplitFiles:
@@ -64,7 +64,7 @@ class SplitFiles:
     def _tokenise(self, split: str) -> None:
         texts, self._waiting[split] = self._waiting[split], []
         self._held -= sum(map(len, texts))
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):
             self.tokens[split].add([*encoding.ids, self._end])
             self._profiles[split].add(text, len(encoding.ids))

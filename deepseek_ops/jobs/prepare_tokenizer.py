@@ -45,7 +45,7 @@ def token_counter(file: Path) -> Callable[[Sequence[str]], list[int]]:
     tokenizer = _loaded(file)
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     return count
 
