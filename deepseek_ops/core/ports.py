@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:  # building the records costs 0.3 s of CPU, and git-lfs starts several transfer agents a push
     from pydantic import JsonValue
@@ -158,6 +158,58 @@ class NewTag:
     message: str
 
 
+NOTES_REF = "refs/notes/deepseek-ops"
+"""Where the notes of this product are."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewNote:
+    """A block of text to add to the Git note of a commit; a note that has the block already stays as it is."""
+
+    commit: str
+    text: str
+    ref: str = NOTES_REF
+
+
+@dataclass(frozen=True, slots=True)
+class RecordText:
+    """A text in Git that may hold records: the message of a commit or of an annotated tag, or a note."""
+
+    kind: Literal["commit", "tag", "note"]
+    commit: str
+    """The commit that the text is of, or is about."""
+    text: str
+    time: int = 0
+    """When it was written, in Unix seconds; for a note, when its commit was, 0 if that is gone."""
+    author: str = ""
+    name: str = ""
+    """Of a tag, without ``refs/tags/``."""
+    parents: tuple[str, ...] = ()
+    """Of the commit; empty for a tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeConflict:
+    """A file that both sides of a merge changed; a side without the file is None, as is one that is no text."""
+
+    path: str
+    base: bytes | None
+    ours: bytes | None
+    theirs: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class MergedTree:
+    """The tree a merge makes. While ``conflicts`` are not empty, the tree holds conflict markers in those files."""
+
+    tree: str
+    base: str
+    """The best common ancestor."""
+    conflicts: tuple[MergeConflict, ...] = ()
+    merged: bool = False
+    """Whether ``ours`` contains ``theirs`` already, so that there is nothing to merge."""
+
+
 class GitRemote(Protocol):
     """One model repository on any Git host. Adapters: git over https, ssh, file.
 
@@ -191,11 +243,37 @@ class GitRemote(Protocol):
         """Write the files of a commit below ``target`` (no history, nothing outside ``target``)."""
 
     def publish(
-        self, *, commit: NewCommit | None = None, tags: Sequence[NewTag] = (), delete: Sequence[str] = ()
+        self,
+        *,
+        commit: NewCommit | None = None,
+        tags: Sequence[NewTag] = (),
+        delete: Sequence[str] = (),
+        notes: Sequence[NewNote] = (),
     ) -> dict[str, str]:
-        """Push a commit and tags in one atomic push with leases and return name -> object id.
+        """Push a commit, tags and notes in one atomic push with leases and return name -> object id.
 
-        Publishing equal tags again returns the ids that are there. Raises StaleRefError when a ref moved.
+        Publishing equal tags and notes again returns the ids that are there; notes that others write meanwhile are
+        merged. Raises StaleRefError when a branch or tag moved, and GitAccessError when a rule of the host refuses.
+        """
+
+    def record_texts(self, refs: Sequence[str] = ()) -> Iterator[RecordText]:
+        """Yield every text that mentions a ``Run-Id``, newest commit first, then tags, then notes.
+
+        ``refs`` (full names or commits) limit the commits to what those reach; tags and notes come all.
+        """
+
+    def notes(self, ref: str = NOTES_REF) -> dict[str, str]:
+        """Return commit -> note; empty when nobody has written one."""
+
+    def merge(self, ours: str, theirs: str) -> MergedTree:
+        """Return the merge of two commits without moving anything. Raises RefNotFoundError without common history."""
+
+    def publish_merge(
+        self, branch: str, merged: MergedTree, *, parents: Sequence[str], files: Mapping[str, bytes], message: str
+    ) -> str:
+        """Push the merge commit of ``merged``, with ``files`` put over it, to a branch and return its id.
+
+        The branch is new, stands at the first parent, or at this very commit. Raises StaleRefError otherwise.
         """
 
 

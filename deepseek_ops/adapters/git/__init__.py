@@ -16,16 +16,21 @@ from deepseek_ops.adapters.git.errors import (
     UnsafePathError,
     UnsafeTreeError,
 )
+from deepseek_ops.adapters.git.journal import Clone, open_clone
+from deepseek_ops.adapters.git.merging import UnrelatedHistoriesError
 from deepseek_ops.adapters.git.repository import GitRepository, open_git
 
 __all__ = [
     "CheckoutTargetError",
+    "Clone",
     "GitBinaryMissingError",
     "GitCommandError",
     "GitRepository",
     "RepositoryAddressError",
     "TagConflictError",
+    "UnrelatedHistoriesError",
     "UnsafePathError",
     "UnsafeTreeError",
+    "open_clone",
     "open_git",
 ]

@@ -82,9 +82,9 @@ class Mirror:
             raise explain(self._git.address.url, "fetch", message)
         return git
 
-    def copy(self, name: str, filtered: str) -> Git:
-        """Return a git in a copy of its own, ``<name>.git``, with that partial-clone filter; the caller fetches."""
-        return self._open(f"{name}.git", filtered)
+    def copy(self, name: str, filtered: str, commits: Sequence[str]) -> Git:
+        """Return a git in the copy ``<name>.git``, with that partial-clone filter; the caller fetches ``commits``."""
+        return self._open(f"{name}.git", filtered, commits)
 
     def tag_content(self, tag: str) -> str:
         """Return the text of an annotated tag object."""

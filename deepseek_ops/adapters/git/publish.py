@@ -16,12 +16,12 @@ from pathlib import Path
 from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
 from deepseek_ops.adapters.git.errors import TagConflictError, UnsafePathError, explain, problem_line
 from deepseek_ops.adapters.git.export import path_problem
+from deepseek_ops.adapters.git.identity import EMAIL, NAME, date_of, identity
 from deepseek_ops.adapters.git.mirror import Mirror
+from deepseek_ops.adapters.git.notes import Edit, edits_of, fetch_notes, noted
 from deepseek_ops.adapters.git.refs import RemoteRef, list_refs
 from deepseek_ops.core.errors import DeepSeekOpsError, GitAccessError, RefNotFoundError, StaleRefError
-from deepseek_ops.core.ports import NewCommit, NewTag
-
-NAME, EMAIL = "deepseek-ops", "deepseek-ops@localhost"
+from deepseek_ops.core.ports import NewCommit, NewNote, NewTag
 
 _MOVED = re.compile(
     r"stale info|fetch first|non-fast-forward|already exists|cannot lock ref|failed to update ref|incorrect old value"
@@ -38,11 +38,18 @@ class _Push:
 
 
 def publish(
-    git: Git, mirror: Mirror, *, commit: NewCommit | None, tags: Sequence[NewTag], delete: Sequence[str]
+    git: Git,
+    mirror: Mirror,
+    *,
+    commit: NewCommit | None,
+    tags: Sequence[NewTag],
+    delete: Sequence[str],
+    notes: Sequence[NewNote] = (),
 ) -> dict[str, str]:
-    """Push a commit, tags and deletions together and return name as given -> object id; deleted names map to ""."""
+    """Push a commit, tags, deletions and notes together and return name as given -> object id; "" for a deleted one."""
     branches = [full_name(commit.branch, "heads")] if commit and commit.branch else []
     wanted = [*branches, *(full_name(tag.name, "tags") for tag in tags), *delete]
+    wanted += sorted({note.ref for note in notes})
     for name in wanted:
         require_ref_name(git, name)
     there = list_refs(git, wanted)
@@ -57,9 +64,33 @@ def publish(
         push.ids[name] = ""
         if name in there:
             push.updates[name] = (there[name].oid, "")
+    for name in sorted({note.ref for note in notes}):
+        _plan_notes(mirror, name, edits_of(note for note in notes if note.ref == name), there.get(name), push)
     if push.updates:
         _send(git, work, push.updates)
     return push.ids
+
+
+def annotate(git: Git, mirror: Mirror, ref: str, edits: Sequence[tuple[str, Edit]]) -> str:
+    """Push edits of the notes of commits and return the notes commit. Raises StaleRefError when others were faster."""
+    require_ref_name(git, ref)
+    push = _Push()
+    _plan_notes(mirror, ref, edits, list_refs(git, [ref]).get(ref), push)
+    if push.updates:
+        _send(git, mirror.history([commit for commit, _ in edits]), push.updates)
+    return push.ids[ref]
+
+
+def publish_merge(git: Git, work: Git, branch: str, *, made: str, parent: str) -> None:
+    """Push a merge commit that ``work`` has to a branch that is new, at ``parent``, or there already."""
+    name = full_name(branch, "heads")
+    require_ref_name(git, name)
+    current = list_refs(git, [name]).get(name)
+    if current and current.oid == made:
+        return
+    if current and current.oid != parent:
+        raise StaleRefError(git.address.url, branch)
+    _send(git, work, {name: (parent if current else "", made)})
 
 
 def _tips_to_know(
@@ -111,7 +142,7 @@ def _build_commit(work: Git, commit: NewCommit) -> str:
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-git-") as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         if commit.parent:
-            seconds = _date_of(work, commit.parent) + 1
+            seconds = date_of(work, commit.parent) + 1
             work.run("read-tree", commit.parent, environment=index, seconds=NETWORK_SECONDS)
         lines = []
         for path, data in sorted(commit.files.items()):
@@ -121,7 +152,7 @@ def _build_commit(work: Git, commit: NewCommit) -> str:
         tree = work.run("write-tree", "--missing-ok", environment=index).decode().strip()
     parents = ["-p", commit.parent] if commit.parent else []
     message = commit.message.rstrip("\n") + "\n"
-    built = work.run("commit-tree", *parents, "-F", "-", tree, data=message.encode(), environment=_identity(seconds))
+    built = work.run("commit-tree", *parents, "-F", "-", tree, data=message.encode(), environment=identity(seconds))
     return built.decode().strip()
 
 
@@ -133,7 +164,7 @@ def _plan_tag(git: Git, mirror: Mirror, tag: NewTag, target: str, current: Remot
     short = tag.name.removeprefix("refs/tags/")
     message = tag.message.rstrip("\n") + "\n"
     head = f"object {target}\ntype commit\ntag {short}\n"
-    content = f"{head}tagger {NAME} <{EMAIL}> {_date_of(work, target)} +0000\n\n{message}"
+    content = f"{head}tagger {NAME} <{EMAIL}> {date_of(work, target)} +0000\n\n{message}"
     made = work.run("mktag", data=content.encode()).decode().strip()
     push.ids[tag.name] = made
     if current is None:
@@ -144,23 +175,22 @@ def _plan_tag(git: Git, mirror: Mirror, tag: NewTag, target: str, current: Remot
         push.ids[tag.name] = current.oid  # the same statement, tagged by somebody else or at another time
 
 
+def _plan_notes(
+    mirror: Mirror, name: str, edits: Sequence[tuple[str, Edit]], current: RemoteRef | None, push: _Push
+) -> None:
+    made_here = set(push.ids.values())
+    work = mirror.history(sorted({commit for commit, _ in edits} - made_here))
+    before = current.oid if current else ""
+    if before:
+        fetch_notes(work, before)
+    push.ids[name] = noted(work, before, edits)
+    if push.ids[name] != before:
+        push.updates[name] = (before, push.ids[name])
+
+
 def _says(mirror: Mirror, tag: str, head: str, message: str) -> bool:
     there = mirror.tag_content(tag)
     return there.startswith(head) and there.partition("\n\n")[2] == message
-
-
-def _date_of(work: Git, commit: str) -> int:
-    return int(work.run("log", "-1", "--no-show-signature", "--format=%ct", "--end-of-options", commit))
-
-
-def _identity(seconds: int) -> dict[str, str]:
-    date = f"@{seconds} +0000"
-    both = {
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", NAME), ("EMAIL", EMAIL))
-    }
-    return {**both, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
 
 
 def _send(git: Git, work: Git, updates: Mapping[str, tuple[str, str]]) -> None:

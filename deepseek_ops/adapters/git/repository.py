@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+import random
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import TypeVar
 
 from deepseek_ops.adapters.git.address import parse_address
 from deepseek_ops.adapters.git.command import Credentials, Git
 from deepseek_ops.adapters.git.export import export_tree
+from deepseek_ops.adapters.git.journal import fetched, record_texts
+from deepseek_ops.adapters.git.merging import build_merge, fetched_for_merge, merge_commits
 from deepseek_ops.adapters.git.mirror import Mirror
-from deepseek_ops.adapters.git.publish import publish
-from deepseek_ops.adapters.git.refs import RemoteRef, list_refs, list_refs_async, matches, prefixes_of
+from deepseek_ops.adapters.git.notes import Edit, fetch_notes, read_notes
+from deepseek_ops.adapters.git.publish import annotate, publish, publish_merge
+from deepseek_ops.adapters.git.refs import RefsSeen, RemoteRef, list_refs, list_refs_async, matches, prefixes_of
 from deepseek_ops.adapters.git.small_texts import small_texts
-from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
-from deepseek_ops.core.ports import NewCommit, NewTag
+from deepseek_ops.core.errors import GitAccessError, RefNotFoundError, StaleRefError
+from deepseek_ops.core.ports import NOTES_REF, MergedTree, NewCommit, NewNote, NewTag, RecordText
 from deepseek_ops.core.records import GitRef
 
+T = TypeVar("T")
+
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+NOTE_ATTEMPTS = 40
 _ALL = ("refs/heads/*", "refs/tags/*")
 
 
@@ -40,6 +50,16 @@ class GitRepository:
     async def refs_async(self, patterns: Sequence[str] = _ALL) -> dict[str, str]:
         """Return what ``refs`` returns without blocking the event loop (a thread where it is no HTTP request)."""
         return _chosen(await list_refs_async(self._git, prefixes_of(patterns)), patterns)
+
+    async def look_async(self, patterns: Sequence[str] = _ALL) -> RefsSeen:
+        """Return refs and default branch, with one request and without blocking the event loop."""
+        found = await list_refs_async(self._git, ["HEAD", *prefixes_of(patterns)])
+        return RefsSeen(_chosen(found, patterns), found["HEAD"].symref or None if "HEAD" in found else None)
+
+    def prefetch(self, commits: Sequence[str]) -> None:
+        """Fetch commits with their trees in one request: what is asked about them afterwards needs none."""
+        with self._mirror.locked():
+            self._mirror.tips([self._checked(commit) for commit in commits])
 
     def default_branch(self) -> str | None:
         """Return the full name of the branch HEAD points to, or None in an empty repository."""
@@ -96,7 +116,7 @@ class GitRepository:
                 git = self._mirror.tips([self._checked(new)])
                 listing = git.run("ls-tree", "-r", "-z", "--name-only", "--full-tree", "--end-of-options", new)
             else:
-                git = self._mirror.tips([self._checked(old), self._checked(new)])
+                git = self._mirror.pair(self._checked(old), self._checked(new))
                 # Without --no-renames git would fetch contents to look for them.
                 options = ["-r", "-z", "--name-only", "--no-renames", "--no-ext-diff"]
                 listing = git.run("diff-tree", *options, "--end-of-options", old, new)
@@ -122,11 +142,67 @@ class GitRepository:
             yield from small_texts(self._mirror.small(max_bytes), max_bytes=max_bytes, history=history)
 
     def publish(
-        self, *, commit: NewCommit | None = None, tags: Sequence[NewTag] = (), delete: Sequence[str] = ()
+        self,
+        *,
+        commit: NewCommit | None = None,
+        tags: Sequence[NewTag] = (),
+        delete: Sequence[str] = (),
+        notes: Sequence[NewNote] = (),
     ) -> dict[str, str]:
-        """Push a commit, tags and deletions (full ref names) in one atomic push with leases; see ``publish.py``."""
+        """Push a commit, tags, notes and deletions (full ref names) in one atomic push with leases; see ``publish.py``.
+
+        Notes are everybody's: where somebody else's were faster, ours are put on top of them and pushed again.
+        """
+
+        def push() -> dict[str, str]:
+            with self._mirror.locked():
+                return publish(self._git, self._mirror, commit=commit, tags=tags, delete=delete, notes=notes)
+
+        return _insisting(push, {note.ref for note in notes})
+
+    def notes(self, ref: str = NOTES_REF) -> dict[str, str]:
+        """Return commit -> note of a notes ref."""
         with self._mirror.locked():
-            return publish(self._git, self._mirror, commit=commit, tags=tags, delete=delete)
+            there = list_refs(self._git, [ref]).get(ref)
+            if there is None:
+                return {}
+            work = self._mirror.copy("history", "tree:0", [there.oid])
+            fetch_notes(work, there.oid)
+            return read_notes(work, there.oid)
+
+    def annotate(self, commit: str, edit: Edit, *, ref: str = NOTES_REF) -> str:
+        """Push the note of a commit as ``edit`` makes it from what is there, and return the notes commit.
+
+        ``edit`` may be called several times: once more each time that somebody else was faster.
+        """
+
+        def push() -> str:
+            with self._mirror.locked():
+                return annotate(self._git, self._mirror, ref, [(self._checked(commit), edit)])
+
+        return _insisting(push, {ref})
+
+    def record_texts(self, refs: Sequence[str] = ()) -> Iterator[RecordText]:
+        """Yield what may hold records; see the port."""
+        with self._mirror.locked():
+            work = fetched(self._git, self._mirror)
+            yield from record_texts(work, list(refs) or ["--branches", "--tags"])
+
+    def merge(self, ours: str, theirs: str) -> MergedTree:
+        """Return the merge of two commits; nothing is moved or pushed."""
+        with self._mirror.locked():
+            work = fetched_for_merge(self._git, self._mirror, [self._checked(ours), self._checked(theirs)])
+            return merge_commits(work, ours, theirs)
+
+    def publish_merge(
+        self, branch: str, merged: MergedTree, *, parents: Sequence[str], files: Mapping[str, bytes], message: str
+    ) -> str:
+        """Push the merge commit to a branch and return its id; see the port."""
+        with self._mirror.locked():
+            work = fetched_for_merge(self._git, self._mirror, [self._checked(parent) for parent in parents])
+            made = build_merge(work, merged.tree, parents=parents, files=files, message=message)
+            publish_merge(self._git, work, branch, made=made, parent=parents[0])
+        return made
 
     def _patch_id(self, git: Git, commit: str) -> str:
         options = ["--root", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-commit-id"]
@@ -139,6 +215,18 @@ class GitRepository:
         if not _COMMIT.fullmatch(commit):
             raise RefNotFoundError(self.url, f"commit {commit!r}")
         return commit
+
+
+def _insisting(push: Callable[[], T], notes: AbstractSet[str]) -> T:
+    """Return what ``push`` returns, tried again while others are faster with notes: each lost race is progress."""
+    for attempt in range(NOTE_ATTEMPTS):
+        try:
+            return push()
+        except StaleRefError as error:
+            if error.ref not in notes or attempt == NOTE_ATTEMPTS - 1:
+                raise
+        time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311  (spreads writers)
+    raise AssertionError("the last attempt returned or raised")
 
 
 def open_git(
