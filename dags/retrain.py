@@ -32,6 +32,7 @@ from deepseek_ops.airflow.operators.source import (
 )
 from deepseek_ops.airflow.operators.training import DeepSpeedTrainOperator, PlanTrainingOperator
 from deepseek_ops.airflow.operators.tuning import PlanSweepOperator, RunTrialOperator
+from deepseek_ops.airflow.operators.turn import AwaitTurnOperator
 from deepseek_ops.airflow.operators.validation import EvaluateOperator, PlanValidationOperator, RequirePassOperator
 from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
@@ -87,6 +88,7 @@ def retrain() -> None:
     ).expand_kwargs(others.output)
 
     run = PlanRunOperator(task_id="plan_run", source=source.output)
+    turn = AwaitTurnOperator(task_id="await_turn", source=source.output, run=run.output)
     proceed = ProceedOperator(task_id="proceed", run=run.output)
     dataset = PrepareDatasetOperator(task_id="prepare_dataset", run=run.output)
     numbers = PlanSweepOperator(task_id="plan_sweep", run=run.output, dataset=dataset.output)
@@ -98,7 +100,7 @@ def retrain() -> None:
         run=run.output,
         dataset=dataset.output,
         trials=trials.output,
-        trigger_rule="none_failed",
+        trigger_rule="none_failed_min_one_success",  # a run that ended before its plan has nothing to train
     )
     checkpoint = DeepSpeedTrainOperator(task_id="train", run=run.output, plan=plan.output, pool="gpu")
     stages = PlanValidationOperator(task_id="plan_validation", run=run.output)
@@ -141,7 +143,7 @@ def retrain() -> None:
         },
         skip_when_already_exists=True,
     )
-    proceed >> dataset
+    turn >> proceed >> dataset
     checkpoint >> stages
     wanted >> start_release
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from deepseek_ops.core.errors import ObjectExistsError
 from deepseek_ops.core.ports import Facts, GitRemote
@@ -12,11 +13,16 @@ CLAIM = "claim"
 """Kind of the facts that say which run took a push."""
 
 
+Cause = Literal["push", "tag", "data", "schedule", "manual"]
+"""What started a run: only pushes take turns."""
+
+
 class Source(Record):
     """The commit a run is of, and the pushes of the same event batch that need runs of their own."""
 
     ref: GitRef
     others: tuple[GitRef, ...] = ()
+    cause: Cause = "manual"
 
 
 def resolve(git: GitRemote, text: str) -> GitRef:
@@ -49,7 +55,7 @@ def take(facts: Facts, pushes: Sequence[GitRef], *, run: str) -> Source | None:
     """
     for number, push in enumerate(pushes):
         if claim(facts, push, run=run) == run:
-            return Source(ref=push, others=tuple(pushes[number + 1 :]))
+            return Source(ref=push, others=tuple(pushes[number + 1 :]), cause="push")
     return None
 
 

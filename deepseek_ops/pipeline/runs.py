@@ -12,12 +12,13 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 import deepseek_ops
-from deepseek_ops.core.config import PipelineFile, load_pipeline
+from deepseek_ops.core.config import GitPushTrigger, PipelineFile, load_pipeline, matches_ref
 from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
 from deepseek_ops.pipeline.changes import PIPELINE_FILE as PIPELINE_FILE  # noqa: PLC0414  (re-exported)
 from deepseek_ops.pipeline.environment import environment_key, parse_lock, require_installed
+from deepseek_ops.pipeline.policy import Policy
 from deepseek_ops.pipeline.weight_pointers import take_pointers
 
 
@@ -154,6 +155,15 @@ def code_of(blobs: Blobs, run: RunPlan) -> FileSet:
 def releases_from(config: PipelineFile, ref: GitRef) -> bool:
     """Return whether runs of this branch may release: ``release.branches`` of the pipeline file."""
     return config.deployment is not None and config.release.allows(ref.short)
+
+
+def push_policy(config: PipelineFile, ref: GitRef) -> Policy:
+    """Return the ``concurrency`` of the first push trigger that watches the branch; ``parallel`` without one."""
+    if not ref.name.startswith("refs/heads/"):
+        return "parallel"
+    found = (one for one in config.triggers if isinstance(one, GitPushTrigger) and matches_ref(one.branches, ref.short))
+    trigger = next(found, None)
+    return trigger.concurrency if trigger else "parallel"
 
 
 def explain(run: RunPlan) -> str:

@@ -90,7 +90,7 @@ def test_an_unknown_change_is_no_documentation():
 
 
 def test_jobs_are_given_nothing_that_is_said_not_to_reach_them():
-    given = [path for path in ("deepseek.yaml", "README.md", "experiments/1.json", "data/tiny.dataset.yaml")]
+    given = ("deepseek.yaml", "README.md", "experiments/1.json", "data/tiny.dataset.yaml")
     assert not any(is_given_to_jobs(pipeline(), path) for path in given)
     assert is_given_to_jobs(pipeline(), "corpus/guide.md")
     assert is_given_to_jobs(pipeline(), "deepseek/prepare.py")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
@@ -65,6 +67,22 @@ class DeepSeekOpsOperator(BaseOperator):
     def git(self) -> Any:
         return GitRemoteHook(self.git_conn_id).remote
 
+    def pre_execute(self, context: Context) -> None:
+        super().pre_execute(context)
+        if reason := self.superseded(context):
+            raise AirflowSkipException(reason)
+
+    def superseded(self, context: Context) -> str:
+        """Return why a newer push took the place of this task's run, or an empty text."""
+        run = getattr(self, "run", None)
+        if not isinstance(run, Mapping):  # a task of no run of a commit, or before its plan
+            return ""
+        from deepseek_ops.core.records import GitRef
+        from deepseek_ops.pipeline.policy import lane_key, superseded_reason
+
+        source = GitRef.load(as_object(as_object(run["manifest"])["source"]))
+        return superseded_reason(self.facts, lane_key(source), str(context["run_id"]))
+
     def conclude(self, job: JobSpec, status: JobStatus, context: Context) -> dict[str, JsonValue]:
         """Account a settled job and return its result. Raises the error that its end means."""
         from deepseek_ops.core.jobs import JobPhase
@@ -77,8 +95,20 @@ class DeepSeekOpsOperator(BaseOperator):
         if status.phase is JobPhase.FAILED:
             raise JobFailedError(job.name, status.reason, status.log)
         if status.phase is JobPhase.STOPPED:
+            self._yield_or_go_on(job, status, context)
             raise JobStoppedError(job.name, status.reason)
         raise JobLostError(job.name, status.reason, status.log)
+
+    def _yield_or_go_on(self, job: JobSpec, status: JobStatus, context: Context) -> None:
+        """A job that was stopped for a superseded run ends that run's task; another run that needs it goes on."""
+        from deepseek_ops.pipeline.policy import SUPERSEDED
+
+        if SUPERSEDED not in status.reason:
+            return
+        if reason := self.superseded(context):
+            raise AirflowSkipException(reason)
+        problem = f"it was stopped for another run, which was {status.reason}; this run needs it still"
+        raise JobLostError(job.name, problem, status.log)
 
     def config(self, run: RunPlan) -> PipelineFile:
         """Return the pipeline file of the run's commit, with the run's overrides."""
@@ -95,6 +125,8 @@ class JobOperator(DeepSeekOpsOperator):
     """
 
     poll_seconds = 0.5
+    turn_seconds = 5.0
+    """Between two looks whether a newer push took the run's place."""
 
     def job(self, context: Context) -> JobSpec:
         raise NotImplementedError
@@ -129,11 +161,12 @@ class JobOperator(DeepSeekOpsOperator):
         """
         status = self.launcher.submit(job, secrets=self.store_hook.environment())
         self.log.info("following job %s (attempt %d)", job.name, status.attempt)
-        offset = 0
+        offset, self._given_up, self._next_turn = 0, 0, 0.0
         while not status.settled:
             offset = self._copy_log(job.name, offset)
             if self._stop.wait(self.poll_seconds):
                 self._leave(job, context)
+            self._give_up_if_superseded(job, status, context)
             self.launcher.renew(job.name)
             status = self.launcher.status(job.name) or status
             self.watch(job, status)
@@ -145,6 +178,19 @@ class JobOperator(DeepSeekOpsOperator):
         for line in text.splitlines():
             self.log.info("%s", line)
         return int(offset)
+
+    def _give_up_if_superseded(self, job: JobSpec, status: JobStatus, context: Context) -> None:
+        """Stop the attempt that was followed so far; one that another run has started since is that run's."""
+        if time.monotonic() < self._next_turn:
+            return
+        self._next_turn = time.monotonic() + self.turn_seconds
+        reason = self.superseded(context)
+        if reason and self._given_up and status.attempt > self._given_up:
+            raise AirflowSkipException(reason)
+        if reason and not self._given_up:
+            self.log.warning("stopping job %s: %s", job.name, reason)
+            self.launcher.stop(job.name, reason)
+            self._given_up = status.attempt
 
     def _leave(self, job: JobSpec, context: Context) -> None:
         """The task is being ended: stop the job if a person did it, leave it running if the worker goes away."""

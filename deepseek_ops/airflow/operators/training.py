@@ -75,10 +75,14 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         self.plan = plan
         self.poll_seconds = poll_seconds
 
+    def pre_execute(self, context: Context) -> None:
+        """Look at nothing: a task that comes back from its wait accounts its job before it ends for whatever reason."""
+
     def execute(self, context: Context) -> Any:
         from deepseek_ops.core.records import Checkpoint
         from deepseek_ops.pipeline.once import remembered
 
+        super().pre_execute(context)
         self._stop = threading.Event()
         job = self._job()
         known = remembered(self.facts, job)
@@ -114,6 +118,9 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
                 job_name=str(external_id),
                 launcher_conn_id=self.launcher_conn_id,
                 poll_interval=self.poll_seconds,
+                facts_conn_id=self.facts_conn_id,
+                lane=self._lane(),
+                run=str(context["run_id"]),
             ),
             method_name="execute_complete",
             # execution_timeout does not count while a task is deferred: the job's own deadline and this one do.
@@ -141,6 +148,12 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         checkpoint = Checkpoint.load(result)
         self.log.info("step %d, %s, %d restarts", checkpoint.step, checkpoint.metrics, checkpoint.restarts)
         return checkpoint.dump()
+
+    def _lane(self) -> str:
+        from deepseek_ops.pipeline.policy import lane_key
+        from deepseek_ops.pipeline.runs import RunPlan
+
+        return lane_key(RunPlan.load(as_object(self.run)).manifest.source)
 
     def _job(self) -> JobSpec:
         from deepseek_ops.core.records import TrainingPlan

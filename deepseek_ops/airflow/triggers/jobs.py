@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from deepseek_ops.airflow.hooks import LauncherHook
+from deepseek_ops.airflow.hooks import FactsHook, LauncherHook
 from deepseek_ops.airflow.triggers.watching import pause_after
 from deepseek_ops.core.errors import PermanentError
 
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from deepseek_ops.core.ports import Launcher
 
 log = logging.getLogger(__name__)
+
+
+TURN_SECONDS = 5.0
+"""Between two looks whether a newer push took the run's place."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    next_look: float = 0.0
+    given_up: int = 0
+    """Attempt of the job that was stopped."""
 
 
 class TrainingJobTrigger(BaseTrigger):
@@ -32,6 +44,9 @@ class TrainingJobTrigger(BaseTrigger):
     :param poll_interval: seconds between two looks; each renews the job's lease.
     :param deadline: seconds since the epoch after which the job is stopped; None has none. Airflow's own
         ``execution_timeout`` does not count while a task is deferred.
+    :param facts_conn_id: connection of the facts database.
+    :param lane: key of the lane of the run's branch: a newer push that takes the run's place stops the job.
+    :param run: id of the run; empty has no turn.
     """
 
     def __init__(
@@ -41,8 +56,16 @@ class TrainingJobTrigger(BaseTrigger):
         launcher_conn_id: str = LauncherHook.default_conn_name,
         poll_interval: float = 10.0,
         deadline: float | None = None,
+        facts_conn_id: str = FactsHook.default_conn_name,
+        lane: str = "",
+        run: str = "",
     ) -> None:
         super().__init__()
+        self.facts_conn_id = facts_conn_id
+        self.lane = lane
+        # Not called ``run``: that is the trigger's own method.
+        self.run_key = run
+        self._turn = _Turn()
         self.job_name = job_name
         self.launcher_conn_id = launcher_conn_id
         self.poll_interval = poll_interval
@@ -56,6 +79,9 @@ class TrainingJobTrigger(BaseTrigger):
                 "launcher_conn_id": self.launcher_conn_id,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
+                "facts_conn_id": self.facts_conn_id,
+                "lane": self.lane,
+                "run": self.run_key,
             },
         )
 
@@ -98,6 +124,25 @@ class TrainingJobTrigger(BaseTrigger):
             launcher.renew(self.job_name)
             if self.deadline is not None and time.time() >= self.deadline:
                 launcher.stop(self.job_name, "its deadline passed")
+            return self._yield(launcher, status)
+        return status
+
+    def _yield(self, launcher: Launcher, status: JobStatus) -> JobStatus:
+        """Stop the job if a newer push took the run's place; an attempt that another run started since is its own."""
+        from deepseek_ops.core.jobs import JobPhase
+        from deepseek_ops.pipeline.policy import superseded_reason
+
+        turn = self._turn
+        if not self.run_key or time.monotonic() < turn.next_look:
+            return status
+        turn.next_look = time.monotonic() + TURN_SECONDS
+        reason = superseded_reason(FactsHook(self.facts_conn_id).facts, self.lane, self.run_key)
+        if reason and turn.given_up and status.attempt > turn.given_up:
+            return status.evolve(phase=JobPhase.STOPPED, reason=reason)
+        if reason and not turn.given_up:
+            log.warning("stopping job %s: %s", self.job_name, reason)
+            launcher.stop(self.job_name, reason)
+            turn.given_up = status.attempt
         return status
 
     def _stop(self, reason: str) -> None:
