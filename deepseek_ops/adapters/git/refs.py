@@ -8,12 +8,14 @@ does not speak version 2, ``git ls-remote`` answers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from urllib.parse import urljoin
 
 import httpx
 
@@ -22,6 +24,9 @@ from deepseek_ops.core.errors import GitAccessError, GitUnreachableError
 
 ANSWER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_REDIRECTS = 3
+
+log = logging.getLogger(__name__)
 
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _GOOD_NAME = re.compile(r"HEAD|refs/[^\x00-\x20\x7f~^:?*\[\\]+")
@@ -64,11 +69,13 @@ def list_refs(git: Git, prefixes: Sequence[str]) -> dict[str, RemoteRef]:
     """Return the refs that begin with one of ``prefixes``, by name. A name that Git itself forbids is left out."""
     if git.address.transport in ("http", "https"):
         try:
-            with (
-                httpx.Client(verify=_tls(), timeout=_TIMEOUT, auth=_auth(git)) as client,
-                client.stream("POST", _endpoint(git), content=_request(prefixes), headers=_HEADERS) as answer,
-            ):
-                return _parse(git, answer, b"".join(_bounded(git, answer.iter_bytes())))
+            with httpx.Client(verify=_tls(), timeout=_TIMEOUT, auth=_auth(git)) as client:
+                place = _endpoint(git)
+                for _ in range(MAX_REDIRECTS):
+                    with client.stream("POST", place, content=_request(prefixes), headers=_HEADERS) as answer:
+                        if not answer.is_redirect:
+                            return _parse(git, answer, b"".join(_bounded(git, answer.iter_bytes())))
+                        place = _elsewhere(git, answer)
         except httpx.TransportError as error:
             raise _away(git, error) from error
         except NotVersionTwoError:
@@ -80,15 +87,13 @@ async def list_refs_async(git: Git, prefixes: Sequence[str]) -> dict[str, Remote
     """Return what ``list_refs`` returns without blocking the event loop."""
     if git.address.transport in ("http", "https"):
         try:
-            async with (
-                httpx.AsyncClient(verify=_tls(), timeout=_TIMEOUT, auth=_auth(git)) as client,
-                client.stream("POST", _endpoint(git), content=_request(prefixes), headers=_HEADERS) as answer,
-            ):
-                body = bytearray()
-                async for piece in answer.aiter_bytes():
-                    body += piece
-                    _check_size(git, len(body))
-                return _parse(git, answer, bytes(body))
+            async with httpx.AsyncClient(verify=_tls(), timeout=_TIMEOUT, auth=_auth(git)) as client:
+                place = _endpoint(git)
+                for _ in range(MAX_REDIRECTS):
+                    async with client.stream("POST", place, content=_request(prefixes), headers=_HEADERS) as answer:
+                        if not answer.is_redirect:
+                            return _parse(git, answer, await _body(git, answer))
+                        place = _elsewhere(git, answer)
         except httpx.TransportError as error:
             raise _away(git, error) from error
         except NotVersionTwoError:
@@ -126,6 +131,32 @@ def _tls() -> ssl.SSLContext:
 
 def _endpoint(git: Git) -> str:
     return f"{git.address.url}/git-upload-pack"
+
+
+def _elsewhere(git: Git, answer: httpx.Response) -> str:
+    """Return where on the same origin the request belongs: the repository was renamed.
+
+    Raises NotVersionTwoError for any other redirect: git decides about it, and gives our credentials to no other host.
+    """
+    place = urljoin(str(answer.url), str(answer.headers.get("location", "")))
+    if not place.startswith(f"{git.address.origin}/") or not place.endswith("/git-upload-pack"):
+        raise NotVersionTwoError
+    _tell_moved(git.address.url, place.removesuffix("/git-upload-pack"))
+    return place
+
+
+@lru_cache(maxsize=1000)
+def _tell_moved(url: str, place: str) -> None:
+    """Say it once in this process: every poll is redirected."""
+    log.warning("%s has moved to %s: change the connection", url, place)
+
+
+async def _body(git: Git, answer: httpx.Response) -> bytes:
+    body = bytearray()
+    async for piece in answer.aiter_bytes():
+        body += piece
+        _check_size(git, len(body))
+    return bytes(body)
 
 
 def _auth(git: Git) -> httpx.BasicAuth | None:
@@ -168,8 +199,8 @@ def _parse(git: Git, answer: httpx.Response, body: bytes) -> dict[str, RemoteRef
         raise GitAccessError(git.address.url, f"HTTP status {status}")
     if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
         raise GitUnreachableError(git.address.url, f"HTTP status {status}")
-    if status != httpx.codes.OK or answer.headers.get("content-type") != _RESULT:
-        raise NotVersionTwoError
+    if status != httpx.codes.OK or answer.headers.get("content-type") != _RESULT or not body:
+        raise NotVersionTwoError  # a SHA-256 repository says nothing to a client that did not name its hash
     found = {}
     for line in _packets(git, body):
         if line.startswith("ERR "):
