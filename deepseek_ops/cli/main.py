@@ -14,6 +14,8 @@ COMMANDS = {
     "checkout": ("deepseek_ops.cli.lfs_client", "checkout", "Restore code and weights of a release tag together."),
     "validate": ("deepseek_ops.cli.validate", "validate", "Check a pipeline file."),
     "schema": ("deepseek_ops.cli.validate", "schema", "Print the JSON Schema of pipeline files."),
+    "log": ("deepseek_ops.cli.experiments", "log", "Show the experiments of a repository, from Git alone."),
+    "experiments": ("deepseek_ops.cli.experiments", "experiments", "Choose experiments by their settings and results."),
     "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
     "stop": ("deepseek_ops.cli.demo", "stop", "End what `demo --keep` left up."),
 }

@@ -257,13 +257,16 @@ class GitRemote(Protocol):
         """
 
     def record_texts(self, refs: Sequence[str] = ()) -> Iterator[RecordText]:
-        """Yield every text that mentions a ``Run-Id``, newest commit first, then tags, then notes.
+        """Yield every text that mentions a ``Manifest``, newest commit first, then tags, then notes.
 
         ``refs`` (full names or commits) limit the commits to what those reach; tags and notes come all.
         """
 
     def notes(self, ref: str = NOTES_REF) -> dict[str, str]:
         """Return commit -> note; empty when nobody has written one."""
+
+    def reachable(self, commits: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
+        """Return the ids of all commits that ``commits`` reach and ``without`` do not, newest first."""
 
     def merge(self, ours: str, theirs: str) -> MergedTree:
         """Return the merge of two commits without moving anything. Raises RefNotFoundError without common history."""

@@ -2,12 +2,15 @@
 
 The subject says what was trained on what, the body what a reader compares, the trailers what a program follows. The
 trailers are Git's own (``git log --format='%(trailers:key=Run-Id)'`` finds them) and numbers are JSON, so reading a
-message gives back the very record it was written from, also after a cherry-pick or a sign-off has added lines.
+message gives back the very record it was written from, also after a cherry-pick or a sign-off has added lines. A text
+may hold several records, as a squash merge's message or a note does. What anybody may have written is read here, so
+nothing that is read may raise, and a record that is not whole is none.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -17,13 +20,24 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from deepseek_ops.core.records import Digest, Name, Record, SemVer
 
+_SECTIONS = ("Hyperparameters:", "Performance:", "Comparisons:")
+
 Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./@-]{0,99}$")]
 
 _SUBJECT = re.compile(r"^Train (?P<model>\S+) on (?P<dataset>\S+)$")
+_BEGINNING = re.compile(r"^(?P<indent>[ \t]*(?:[*-] )?)Train \S+ on \S+$")
 _RELEASE = re.compile(r"^Release (?P<model>\S+) v(?P<version>\S+)$")
 _TRAILER = re.compile(r"^(?P<key>[A-Z][A-Za-z]*(?:-[A-Z][A-Za-z]*)*): (?P<value>.+)$")
 _ITEM = re.compile(r"^- (?P<key>[^:\s]+): (?P<value>.+)$")
 _PLAIN = re.compile(r'[^\s"\x00-\x1f\x7f](?:[ -~]*[!-~])?')
+
+
+class Comparison(Record):
+    """A metric held against the champion's on the same test items."""
+
+    champion: str = Field(min_length=1, description="Version compared with.")
+    delta: float = Field(description="Mean paired difference to the champion, metric units.")
+    interval: tuple[float, float] = Field(description="Confidence interval of delta.")
 
 
 class ExperimentRecord(Record):
@@ -34,6 +48,8 @@ class ExperimentRecord(Record):
     hyperparameters: dict[Key, JsonValue] = Field(default_factory=dict)
     hardware: str = Field(default="", description="Such as 4x A100.")
     performance: dict[Key, float] = Field(default_factory=dict, description="Metric -> value.")
+    comparisons: dict[Key, Comparison] = Field(default_factory=dict, description="Metric -> beside the champion's.")
+    version: str = Field(default="", description="Number in the registry; empty where it was not registered.")
     run_id: str = Field(min_length=1)
     dataset_version: Digest
     manifest: Digest = Field(description="Fingerprint of the RunManifest.")
@@ -59,7 +75,9 @@ def experiment_message(record: ExperimentRecord) -> str:
     blocks += _section("Hyperparameters", record.hyperparameters)
     blocks += [f"Hardware: {_text(record.hardware)}"] if record.hardware else []
     blocks += _section("Performance", record.performance)
+    blocks += _section("Comparisons", {key: one.model_dump(mode="json") for key, one in record.comparisons.items()})
     trailers = {
+        "Version": record.version,
         "Run-Id": record.run_id,
         "Dataset-Version": record.dataset_version,
         "Manifest": record.manifest,
@@ -82,6 +100,8 @@ def parse_experiment(message: str) -> ExperimentRecord | None:
                 "hyperparameters": sections.get("Hyperparameters", {}),
                 "hardware": trailers.get("Hardware", ""),
                 "performance": sections.get("Performance", {}),
+                "comparisons": sections.get("Comparisons", {}),
+                "version": trailers.get("Version", ""),
                 "run_id": trailers.get("Run-Id", ""),
                 "dataset_version": trailers.get("Dataset-Version", ""),
                 "manifest": trailers.get("Manifest", ""),
@@ -90,6 +110,30 @@ def parse_experiment(message: str) -> ExperimentRecord | None:
         )
     except ValidationError:
         return None
+
+
+def parse_experiments(text: str) -> list[ExperimentRecord]:
+    """Return every record in a text, each once, in order: a squash merge indents or lists them, a note has blocks."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    starts = [(at, match["indent"]) for at, line in enumerate(lines) if (match := _BEGINNING.match(line.rstrip()))]
+    found: list[ExperimentRecord] = []
+    for (start, indent), (end, _) in itertools.pairwise([*starts, (len(lines), "")]):
+        own = [line.lstrip(" \t") if indent else line for line in lines[start:end]]
+        own[0] = lines[start][len(indent) :]
+        record = parse_experiment("\n".join(_up_to_the_end(own)))
+        if record is not None and record not in found:
+            found.append(record)
+    return found
+
+
+def _up_to_the_end(lines: list[str]) -> list[str]:
+    """Return the lines of the first record: after the paragraph with its trailers another text begins."""
+    complete = False
+    for at, line in enumerate(lines):
+        complete = complete or line.startswith("Manifest: ")
+        if complete and not line.strip():
+            return lines[:at]
+    return lines
 
 
 def release_message(record: ReleaseRecord) -> str:
@@ -159,7 +203,7 @@ def _read(message: str) -> tuple[str, dict[str, dict[str, JsonValue]], dict[str,
     for line in lines[1:]:
         if section is not None and (item := _ITEM.match(line)):
             section[item["key"]] = _value(item["value"])
-        elif line in ("Hyperparameters:", "Performance:"):
+        elif line in _SECTIONS:
             section = sections.setdefault(line.removesuffix(":"), {})
         elif trailer := _TRAILER.match(line):
             section = None
@@ -173,6 +217,6 @@ def _read(message: str) -> tuple[str, dict[str, dict[str, JsonValue]], dict[str,
 def _value(text: str) -> JsonValue:
     try:
         value: JsonValue = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value

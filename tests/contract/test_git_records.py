@@ -30,39 +30,39 @@ class GitRecordsContract:
     def test_a_note_is_added_once_and_moves_no_branch(self, developer: Developer, remote: GitRepository) -> None:
         commit = developer.push_commit({"a": "1"})
         assert remote.notes() == {}
-        first = remote.publish(notes=[NewNote(commit, "Train a on b\n\nRun-Id: 1\n")])
-        assert remote.publish(notes=[NewNote(commit, "Train a on b\n\nRun-Id: 1")]) == first
-        remote.publish(notes=[NewNote(commit, "Train a on b\n\nRun-Id: 2")])
-        assert remote.notes() == {commit: "Train a on b\n\nRun-Id: 1\n\nTrain a on b\n\nRun-Id: 2\n"}
+        first = remote.publish(notes=[NewNote(commit, "Train a on b\n\nManifest: 1\n")])
+        assert remote.publish(notes=[NewNote(commit, "Train a on b\n\nManifest: 1")]) == first
+        remote.publish(notes=[NewNote(commit, "Train a on b\n\nManifest: 2")])
+        assert remote.notes() == {commit: "Train a on b\n\nManifest: 1\n\nTrain a on b\n\nManifest: 2\n"}
         assert remote.refs() == {"refs/heads/main": commit}
-        assert run_git(developer.bare, "notes", "--ref=deepseek-ops", "show", commit).count("Run-Id") == 2
+        assert run_git(developer.bare, "notes", "--ref=deepseek-ops", "show", commit).count("Manifest") == 2
         assert run_git(developer.bare, "fsck", "--strict") == ""
 
     def test_a_note_and_a_tag_arrive_together_or_not_at_all(self, developer: Developer, remote: GitRepository) -> None:
         commit = developer.push_commit({"a": "1"})
-        ids = remote.publish(tags=[NewTag("exp-1", commit, "Run-Id: 1")], notes=[NewNote(commit, "Run-Id: 1")])
+        ids = remote.publish(tags=[NewTag("exp-1", commit, "Manifest: 1")], notes=[NewNote(commit, "Manifest: 1")])
         assert remote.refs(["refs/tags/*"]) == {"refs/tags/exp-1": commit}
         assert ids[NOTES_REF] == remote.refs([NOTES_REF])[NOTES_REF]
         stale = NewCommit("main", UNKNOWN[:39] + "8", "m", {})
         with pytest.raises((StaleRefError, RefNotFoundError)):
-            remote.publish(commit=stale, notes=[NewNote(commit, "Run-Id: 2")])
-        assert remote.notes() == {commit: "Run-Id: 1\n"}
+            remote.publish(commit=stale, notes=[NewNote(commit, "Manifest: 2")])
+        assert remote.notes() == {commit: "Manifest: 1\n"}
 
     def test_a_note_about_a_commit_that_is_not_there_is_refused(
         self, developer: Developer, remote: GitRepository
     ) -> None:
         developer.push_commit({"a": "1"})
         with pytest.raises(RefNotFoundError, match=UNKNOWN):
-            remote.publish(notes=[NewNote(UNKNOWN, "Run-Id: 1")])
+            remote.publish(notes=[NewNote(UNKNOWN, "Manifest: 1")])
 
     def test_notes_that_people_wrote_stay(self, developer: Developer, remote: GitRepository) -> None:
         commit = developer.push_commit({"a": "1"})
         developer.git("notes", "--ref=deepseek-ops", "add", "-m", "Mine, by hand", commit)
         developer.git("push", "--quiet", "origin", NOTES_REF)
-        remote.publish(notes=[NewNote(commit, "Run-Id: 1")])
-        assert remote.notes() == {commit: "Mine, by hand\n\nRun-Id: 1\n"}
+        remote.publish(notes=[NewNote(commit, "Manifest: 1")])
+        assert remote.notes() == {commit: "Mine, by hand\n\nManifest: 1\n"}
         remote.annotate(commit, lambda note: note.replace("Mine", "Ours"))
-        assert remote.notes() == {commit: "Ours, by hand\n\nRun-Id: 1\n"}
+        assert remote.notes() == {commit: "Ours, by hand\n\nManifest: 1\n"}
         remote.annotate(commit, lambda note: "")
         assert remote.notes() == {}
 
@@ -73,25 +73,25 @@ class GitRecordsContract:
 
         def write(number: int) -> None:
             mine = another(remote, tmp_path / f"c{number}")
-            mine.publish(notes=[NewNote(commits[number % 2], f"Run-Id: {number}")])
+            mine.publish(notes=[NewNote(commits[number % 2], f"Manifest: {number}")])
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(write, range(4)))
         there = remote.notes()
         found = sorted(line for commit in commits for line in there[commit].split("\n") if line)
-        assert found == [f"Run-Id: {number}" for number in range(4)]
+        assert found == [f"Manifest: {number}" for number in range(4)]
 
     def test_record_texts_are_commits_then_tags_then_notes(
         self, developer: Developer, remote: GitRepository, tmp_path: Path
     ) -> None:
         assert list(remote.record_texts()) == []
         first = developer.push_commit({"a": "1"}, message="Say nothing")
-        second = developer.push_commit({"a": "2"}, "exp/x", "Train\n\nRun-Id: 1\n")
-        developer.git("tag", "-a", "exp-1", "-m", "Train\n\nRun-Id: 2", first)
+        second = developer.push_commit({"a": "2"}, "exp/x", "Train\n\nManifest: 1\n")
+        developer.git("tag", "-a", "exp-1", "-m", "Train\n\nManifest: 2", first)
         developer.git("tag", "-a", "other", "-m", "no record", first)
         developer.git("tag", "light", first)
         developer.git("push", "--quiet", "origin", "--tags")
-        remote.publish(notes=[NewNote(first, "Run-Id: 3")])
+        remote.publish(notes=[NewNote(first, "Manifest: 3")])
         texts = list(remote.record_texts())
         assert [(text.kind, text.commit, text.name) for text in texts] == [
             ("commit", second, ""),

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_ops.pipeline.records_in_git import (
+    Comparison,
     ExperimentRecord,
     ReleaseRecord,
     experiment_message,
     experiment_tag,
     parse_experiment,
+    parse_experiments,
     parse_release,
     release_message,
 )
@@ -51,6 +53,12 @@ experiments = st.builds(
     hyperparameters=st.dictionaries(keys, values, max_size=4),
     hardware=texts,
     performance=st.dictionaries(keys, numbers, max_size=4),
+    comparisons=st.dictionaries(
+        keys,
+        st.builds(Comparison, champion=texts.filter(bool), delta=numbers, interval=st.tuples(numbers, numbers)),
+        max_size=2,
+    ),
+    version=texts,
     run_id=texts.filter(bool),
     dataset_version=digests,
     manifest=digests,
@@ -79,6 +87,64 @@ def test_every_experiment_is_read_back_exactly(record: ExperimentRecord) -> None
 @settings(max_examples=200, deadline=None)
 def test_every_release_is_read_back_exactly(record: ReleaseRecord) -> None:
     assert parse_release(release_message(record)) == record
+
+
+@given(st.lists(experiments, min_size=1, max_size=3, unique_by=lambda one: one.fingerprint), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_text_with_several_records_gives_each_of_them(records: list[ExperimentRecord], data: st.DataObject) -> None:
+    messages = [experiment_message(record) for record in records]
+    as_a_note = "\n".join(messages)
+    assert parse_experiments(as_a_note) == records
+    by_git_squash = "Squashed commit of the following:\n\n" + "\n".join(
+        f"commit {'0' * 40}\nAuthor: Ada <ada@example.com>\nDate:   Sun Mar 1 10:00:00 2026\n\n"
+        + "".join(f"    {line}".rstrip(" ") + "\n" for line in message.split("\n"))
+        for message in messages
+    )
+    assert parse_experiments(by_git_squash) == records
+    by_a_host = "Tune (#7)\n\n" + "\n\n".join(f"* {message.rstrip()}\n\n* Fix a typo" for message in messages)
+    assert parse_experiments(by_a_host) == records
+    ending = data.draw(st.sampled_from(["\r\n", "\n"]))
+    assert parse_experiments(as_a_note.replace("\n", ending)) == records
+    assert parse_experiments(as_a_note + as_a_note) == records, "the same record twice is one"
+
+
+@given(st.text(max_size=400), st.integers(0, 10), st.data())
+@settings(max_examples=200, deadline=None)
+def test_no_message_makes_the_parser_fail(text: str, cut: int, data: st.DataObject) -> None:
+    message = experiment_message(EXPERIMENT)
+    at = data.draw(st.integers(0, len(message)))
+    for hostile in (text, message[:at] + text + message[at + cut :], f"Train a on b\n{text}"):
+        for record in parse_experiments(hostile):
+            assert ExperimentRecord.load(record.dump()) == record
+        parse_release(hostile)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "- deep: " + "[" * 100_000,
+        "- deep: " + "[" * 300 + "]" * 300,
+        "- val_loss: NaN",
+        "- val_loss: 1e999",
+        "- val_loss: " + "9" * 10_000,
+        "- val_loss: [1]",
+        "- \ud800: 1",
+    ],
+)
+def test_a_hostile_value_makes_no_record_and_no_error(line: str) -> None:
+    text = experiment_message(EXPERIMENT).replace("- val_loss: 0.42", line)
+    assert parse_experiments(text) == []
+
+
+def test_what_follows_a_record_does_not_become_part_of_it() -> None:
+    record = EXPERIMENT.evolve(tracker_url="", hardware="")
+    other = "Fix it\n\nTracker-Url: https://elsewhere.example.com\nHardware: 1x cpu\nRun-Id: other\n"
+    assert parse_experiments(f"{experiment_message(record)}\n{other}") == [record]
+
+
+def test_quoting_a_record_is_not_recording_it() -> None:
+    quoted = "".join(f"> {line}\n" for line in experiment_message(EXPERIMENT).split("\n"))
+    assert parse_experiments(f"I doubt this:\n\n{quoted}") == []
 
 
 def test_the_message_reads_as_a_person_would_write_it() -> None:

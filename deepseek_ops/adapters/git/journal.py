@@ -1,12 +1,13 @@
 """The texts of a repository that may hold records: messages of commits and tags, and notes.
 
-One ``git log`` finds the commits that mention a ``Run-Id``, so the cost is that of walking commits, not of reading
+One ``git log`` finds the commits that mention a ``Manifest``, so the cost is that of walking commits, not of reading
 files: 10,000 commits take a fraction of a second. It works the same in a plain clone of a developer and in our mirror,
 which holds commits and tags only.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,17 +20,20 @@ from deepseek_ops.adapters.git.refs import list_refs
 from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
 from deepseek_ops.core.ports import NOTES_REF, RecordText
 
-MARK = "Run-Id:"
+MARK = "Manifest:"
+"""What every record says, an experiment's and a release's."""
 MAX_TEXT_BYTES = 1 << 20
+_SCP = re.compile(r"^[^/@\s]+@[^/:\s]+:")
 _TAG_FIELDS = "%(refname)%00%(objecttype)%00%(*objectname)%00%(taggerdate:unix)%00%(taggername)%00%(contents)%00"
 
 
 class Clone:
     """The records in a local clone, bare or not. Nothing is written to it, and no network is used."""
 
-    def __init__(self, git: Git, url: str) -> None:
-        self.url = url
+    def __init__(self, git: Git, folder: Path) -> None:
+        self.url = str(folder)
         self._git = git
+        self._folder = folder
 
     def record_texts(self, refs: Sequence[str] = ()) -> Iterator[RecordText]:
         """Yield what the port's ``record_texts`` yields; without ``refs`` the remote branches count, too."""
@@ -39,6 +43,24 @@ class Clone:
         """Return commit -> note; notes come to a clone only when they are fetched (``git fetch origin 'REF:REF'``)."""
         tip = _commit_of(self._git, ref)
         return read_notes(self._git, tip) if tip else {}
+
+    def misses_notes(self) -> bool:
+        """Return whether the clone has a remote, and no notes of ours."""
+        remotes = self._git.run("for-each-ref", "--count=1", "--format=%(refname)", "refs/remotes")
+        return bool(remotes.strip()) and not _commit_of(self._git, NOTES_REF)
+
+    def origin(self) -> str:
+        """Return the URL of the remote ``origin``. Raises RefNotFoundError where there is none."""
+        status, output, _ = self._git.attempt("config", "--get", "remote.origin.url")
+        url = output.decode(errors="replace").strip()
+        if status or not url:
+            raise RefNotFoundError(self.url, "the remote origin")
+        is_path = "://" not in url and not _SCP.match(url)
+        return str((self._folder / Path(url).expanduser()).resolve()) if is_path else url
+
+    def reachable(self, refs: Sequence[str]) -> list[str]:
+        """Return the ids of all commits that the refs reach."""
+        return self._git.run("rev-list", *(self.commit(ref) for ref in refs), "--", seconds=300).decode().split()
 
     def commit(self, ref: str) -> str:
         """Return the commit of a branch (local, or of ``origin``), tag or id. Raises RefNotFoundError."""
@@ -55,7 +77,7 @@ def open_clone(folder: Path) -> Clone:
     status, output, _ = plain.attempt("-C", str(folder.resolve()), "rev-parse", "--path-format=absolute", "--git-dir")
     if status:
         raise GitAccessError(str(folder), "this is no Git repository, or one of another user")
-    return Clone(plain.at(Path(output.decode().rstrip("\n"))), str(folder))
+    return Clone(plain.at(Path(output.decode().rstrip("\n"))), folder.resolve())
 
 
 def fetched(git: Git, mirror: Mirror) -> Git:

@@ -188,6 +188,18 @@ class GitRepository:
             work = fetched(self._git, self._mirror)
             yield from record_texts(work, list(refs) or ["--branches", "--tags"])
 
+    def reachable(self, commits: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
+        """Return the ids of all commits that ``commits`` reach and ``without`` do not, newest first."""
+        chosen = [self._checked(commit) for commit in commits]
+        left_out = [self._checked(commit) for commit in without]
+        with self._mirror.locked():
+            work = self._mirror.history([*chosen, *left_out])
+            return (
+                work.run("rev-list", *chosen, *(f"^{commit}" for commit in left_out), "--", seconds=300)
+                .decode()
+                .split()
+            )
+
     def merge(self, ours: str, theirs: str) -> MergedTree:
         """Return the merge of two commits; nothing is moved or pushed."""
         with self._mirror.locked():

@@ -54,71 +54,75 @@ class ConditionError(PermanentError, ValueError):
 
 def parse(text: str) -> Statement:
     """Return the tree of a condition. Raises ConditionError with the column and what to write instead."""
-    if len(text) > MAX_LENGTH:
-        raise ConditionError(text, MAX_LENGTH, f"it has {len(text)} characters", f"use at most {MAX_LENGTH}")
-    return _Parser(text).parse()
+    return Parser(text).parse()
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class Token:
+    """A piece of a condition; ``column`` counts from 1."""
+
     kind: str
     text: str
     column: int
 
 
-def _tokens(text: str) -> list[_Token]:
+def _tokens(text: str, pattern: re.Pattern[str], vocabulary: str) -> list[Token]:
     found, position = [], 0
     end = len(text.rstrip())
     while position < end:
-        match = _TOKEN.match(text, position)
+        match = pattern.match(text, position)
         if match is None or match.lastgroup is None:
             column = position + len(text[position:]) - len(text[position:].lstrip()) + 1
-            raise ConditionError(text, column, f"{text[column - 1]!r} is not understood", f"use {_VOCABULARY}")
-        found.append(_Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))
+            raise ConditionError(text, column, f"{text[column - 1]!r} is not understood", f"use {vocabulary}")
+        found.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))
         position = match.end()
-    return [*found, _Token("end", "", end + 1)]
+    return [*found, Token("end", "", end + 1)]
 
 
-class _Parser:
+class Parser:
     """Recursive descent over one condition; every rule returns a node and checks the kinds of its operands."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, tokens: re.Pattern[str] = _TOKEN, vocabulary: str = _VOCABULARY) -> None:
+        if len(text) > MAX_LENGTH:
+            raise ConditionError(text, MAX_LENGTH, f"it has {len(text)} characters", f"use at most {MAX_LENGTH}")
         self._text = text
-        self._tokens = _tokens(text)
+        self._vocabulary = vocabulary
+        self._tokens = _tokens(text, tokens, vocabulary)
         self._next = 0
         self._depth = 0
 
     def parse(self) -> Statement:
+        """Return the tree of the whole text."""
         root = self._statement(self._any(), self._tokens[0])
         if self._peek.kind != "end":
             raise self._error(self._peek, f"{self._peek.text!r} does not follow", "join statements with 'and' or 'or'")
         return root
 
     @property
-    def _peek(self) -> _Token:
+    def _peek(self) -> Token:
         return self._tokens[self._next]
 
-    def _take(self, *texts: str) -> _Token | None:
+    def _take(self, *texts: str) -> Token | None:
         token = self._peek
         if token.kind in ("sign", "word") and token.text in texts:
             self._next += 1
             return token
         return None
 
-    def _error(self, token: _Token, problem: str, remedy: str) -> ConditionError:
+    def _error(self, token: Token, problem: str, remedy: str) -> ConditionError:
         return ConditionError(self._text, token.column, problem, remedy)
 
-    def _deeper(self, token: _Token) -> None:
+    def _deeper(self, token: Token) -> None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._error(token, f"it is nested deeper than {MAX_DEPTH}", "write it flatter")
 
-    def _statement(self, node: Node, token: _Token) -> Statement:
+    def _statement(self, node: Node, token: Token) -> Statement:
         if isinstance(node, Quantity):
             raise self._error(token, "a number stands where a statement is needed", "compare it, such as value > 20")
         return node
 
-    def _quantity(self, node: Node, token: _Token) -> Quantity:
+    def _quantity(self, node: Node, token: Token) -> Quantity:
         if isinstance(node, Statement):
             raise self._error(token, "a statement stands where a number is needed", "use value or a number")
         return node
@@ -195,9 +199,9 @@ class _Parser:
             self._depth -= 1
             return node
         what = repr(token.text) if token.text else "the end"
-        raise self._error(token, f"{what} stands where a value is needed", f"use {_VOCABULARY}")
+        raise self._error(token, f"{what} stands where a value is needed", f"use {self._vocabulary}")
 
-    def _call(self, name: _Token) -> Node:
+    def _call(self, name: Token) -> Node:
         if not self._take("("):
             raise self._error(self._peek, f"{name.text} is a function", f"write {name.text}(...)")
         if name.text in _TESTS:

@@ -23,6 +23,13 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A text in quotes; only selections have them."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Variable:
     name: str
 
@@ -76,7 +83,7 @@ class Junction:
     right: Statement
 
 
-Quantity = Number | Variable | Window | Negative | Arithmetic
+Quantity = Number | Text | Variable | Window | Negative | Arithmetic
 Statement = Test | Comparison | Not | Junction
 Node = Quantity | Statement
 
@@ -112,6 +119,8 @@ def truth(node: Statement, history: Sequence[float], threshold: float | None) ->
 def _number(node: Quantity, history: Sequence[float], threshold: float | None) -> float | None:
     if isinstance(node, Number):
         return node.value
+    if isinstance(node, Text):
+        return None
     if isinstance(node, Variable):
         if node.name == "threshold":
             return threshold
@@ -122,17 +131,18 @@ def _number(node: Quantity, history: Sequence[float], threshold: float | None) -
         inner = _number(node.operand, history, threshold)
         return None if inner is None else -inner
     left, right = _number(node.left, history, threshold), _number(node.right, history, threshold)
-    return None if left is None or right is None else _apply(node.sign, left, right)
+    return None if left is None or right is None else apply(node.sign, left, right)
 
 
-def _apply(sign: str, left: float, right: float) -> float:
+def apply(sign: str, left: float, right: float) -> float:
+    """Return the result of ``+ - * /``; a division by zero is IEEE 754's."""
     if sign == "+":
         return left + right
     if sign == "-":
         return left - right
     if sign == "*":
         return left * right
-    if right == 0:  # IEEE 754 has an answer here, Python raises
+    if right == 0:
         return math.nan if left == 0 or math.isnan(left) else math.copysign(math.inf, left) * math.copysign(1, right)
     return left / right
 
@@ -167,4 +177,4 @@ def _zscore(history: Sequence[float], size: int) -> float | None:
         return None
     mean = sum(value / len(before) for value in before)
     deviation = math.sqrt(sum((value - mean) * (value - mean) for value in before) / (len(before) - 1))
-    return _apply("/", history[-1] - mean, deviation)
+    return apply("/", history[-1] - mean, deviation)
