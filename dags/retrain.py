@@ -1,8 +1,8 @@
 """Retrain a model from a commit: prepare its data, sweep, train, validate, export, register, and release if it may.
 
-A run starts when a watched branch of the model repository moves (and the commit's own `deepseek.yaml` wants it), when
-new data was ingested, every Sunday at 02:00 UTC, or when somebody presses **Trigger**. What runs inside comes from
-the commit's `deepseek.yaml`; this graph never changes.
+A run starts when a watched branch of the model repository moves, when new data was ingested, at the times of a
+schedule, or when somebody presses **Trigger**. The triggers of the commit's own `deepseek.yaml` decide, main's for data
+and schedules. What runs inside comes from that file too; this graph never changes.
 
 - **Stop it**: mark the task failed; its job gets a stop signal, writes a checkpoint and ends.
 - **Try again**: clear the failed task. Jobs are found by name: a running one is followed, a finished one is read.
@@ -15,10 +15,8 @@ from datetime import timedelta
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag
-from airflow.timetables.assets import AssetOrTimeSchedule
-from airflow.timetables.trigger import CronTriggerTimetable
 
-from deepseek_ops.airflow.assets import DATASET, MODEL, MODEL_REPOSITORY
+from deepseek_ops.airflow.assets import DATASET, MODEL, MODEL_REPOSITORY, MODEL_SCHEDULE
 from deepseek_ops.airflow.notifiers import ALERT_ON_FAILURE
 from deepseek_ops.airflow.operators.data import PrepareDatasetOperator
 from deepseek_ops.airflow.operators.export import ExportModelOperator
@@ -38,10 +36,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 2 * * 0", timezone="UTC", run_immediately=timedelta(0)),
-        assets=(MODEL_REPOSITORY | DATASET),
-    ),
+    schedule=(MODEL_REPOSITORY | MODEL_SCHEDULE | DATASET),
     catchup=False,
     max_active_runs=4,
     default_args={

@@ -13,6 +13,8 @@ from airflow.sdk.definitions.asset import Dataset, Model
 
 from deepseek_ops.airflow.triggers.data import ManifestTrigger
 from deepseek_ops.airflow.triggers.git import GitRefTrigger
+from deepseek_ops.airflow.triggers.schedule import PipelineScheduleTrigger
+from deepseek_ops.airflow.triggers.tags import PushedTagTrigger
 
 MODEL_REPOSITORY = Asset(
     name="deepseek_ops_model_repository",
@@ -32,6 +34,44 @@ MODEL_REPOSITORY = Asset(
     ],
 )
 """One event for each push that the pushed commit's own ``deepseek.yaml`` wants: branches and paths."""
+
+MODEL_TAGS = Asset(
+    name="deepseek_ops_model_tags",
+    uri="deepseek-ops://repository/deepseek_ops_git/tags",
+    group="repository",
+    watchers=[
+        AssetWatcher(
+            name="tags",
+            trigger=PushedTagTrigger(
+                git_conn_id="deepseek_ops_git",
+                asset_name="deepseek_ops_model_tags",
+                refs=["refs/tags/*"],
+                pipeline_file="deepseek.yaml",
+                poll_interval=5.0,
+            ),
+        )
+    ],
+)
+"""One event for each tag that somebody pushes and the tagged commit's own ``deepseek.yaml`` wants."""
+
+MODEL_SCHEDULE = Asset(
+    name="deepseek_ops_model_schedule",
+    uri="deepseek-ops://repository/deepseek_ops_git/schedule",
+    group="repository",
+    watchers=[
+        AssetWatcher(
+            name="schedule",
+            trigger=PipelineScheduleTrigger(
+                git_conn_id="deepseek_ops_git",
+                asset_name="deepseek_ops_model_schedule",
+                refs=["refs/heads/main"],
+                pipeline_file="deepseek.yaml",
+                poll_interval=5.0,
+            ),
+        )
+    ],
+)
+"""One event when a ``schedule`` trigger of main's own ``deepseek.yaml`` is due."""
 
 RAW_DATA = Asset(
     name="deepseek_ops_raw_data",

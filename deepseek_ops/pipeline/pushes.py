@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+from deepseek_ops.core.config import DataArrivalTrigger, PipelineFile, ScheduleTrigger
 from deepseek_ops.core.errors import ObjectExistsError
 from deepseek_ops.core.ports import Facts, GitRemote
 from deepseek_ops.core.records import GitRef, Record
@@ -23,6 +24,9 @@ class Source(Record):
     ref: GitRef
     others: tuple[GitRef, ...] = ()
     cause: Cause = "manual"
+    beside: GitRef | None = None
+    """What data or a schedule asked for in the same batch: a run of its own too."""
+    beside_cause: Cause = "manual"
 
 
 def resolve(git: GitRemote, text: str) -> GitRef:
@@ -46,6 +50,40 @@ def pushes_of(payloads: Sequence[object]) -> list[GitRef]:
             newest.pop(ref.name, None)
             newest[ref.name] = ref
     return list(newest.values())
+
+
+def cause_of(conf: object) -> Cause:
+    """Return what a run that was started with a ref says it is of; a person says nothing."""
+    said = conf.get("cause") if isinstance(conf, Mapping) else None
+    return next((one for one in get_args(Cause) if one == said), "manual")
+
+
+def combined(push: Source | None, beside: Source | None) -> Source:
+    """Return one source of a batch: its push, and what else it asked for as a run of its own."""
+    if push is None:
+        if beside is None:
+            raise ValueError("a batch of nothing")
+        return beside
+    if beside is None or beside.ref.commit == push.ref.commit:
+        return push
+    return push.evolve(beside=beside.ref, beside_cause=beside.cause)
+
+
+def unwanted(config: PipelineFile, ref: GitRef, *, arrived: Sequence[str], scheduled: bool) -> str:
+    """Return why no trigger of the pipeline file wants the new data (URIs) or the schedule; empty when one does."""
+    if scheduled and any(isinstance(one, ScheduleTrigger) for one in config.triggers):
+        return ""
+    watched = [one.uri for one in config.triggers if isinstance(one, DataArrivalTrigger) and one.run == "retrain"]
+    if any(_overlap(uri, prefix) for uri in arrived for prefix in watched):
+        return ""
+    what = f"new data in {', '.join(sorted(set(arrived)))}" if arrived else "a schedule"
+    wish = "data-arrival trigger that retrains for it" if arrived else "schedule trigger any more"
+    return f"{what}: the pipeline file of {ref.short} at {ref.commit[:12]} has no {wish}"
+
+
+def _overlap(uri: str, prefix: str) -> bool:
+    one, other = f"{uri.rstrip('/')}/", f"{prefix.rstrip('/')}/"
+    return one.startswith(other) or other.startswith(one)
 
 
 def take(facts: Facts, pushes: Sequence[GitRef], *, run: str) -> Source | None:

@@ -117,14 +117,18 @@ class CreateReleaseOperator(DeepSeekOpsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import ModelVersion
         from deepseek_ops.pipeline.releases import create_release
+        from deepseek_ops.pipeline.tags import note_own_tag, release_target
 
+        version = ModelVersion.load(as_object(self.version))
+        # Before it is pushed: the watcher of tags must never take it for somebody's.
+        note_own_tag(self.facts, self.git.url, *release_target(self.store_hook, self.facts, version))
         answer = self.approval if isinstance(self.approval, dict) else {}
         person: Any = answer.get("responded_by_user") or {}
         release = create_release(
             self.git,
             self.store_hook,
             FactsHook(self.facts_conn_id).facts,
-            ModelVersion.load(as_object(self.version)),
+            version,
             approved_by=str(person.get("name") or person.get("id") or "") if isinstance(person, dict) else str(person),
         )
         self.log.info("released %s %s as %s", release.name, release.version, release.tag)

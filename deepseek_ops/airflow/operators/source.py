@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.python import ShortCircuitOperator
-from airflow.sdk import Context
+from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import JsonValue
 
-from deepseek_ops.airflow.assets import MODEL_REPOSITORY
+from deepseek_ops.airflow.assets import DATASET, MODEL_REPOSITORY, MODEL_SCHEDULE
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 
 if TYPE_CHECKING:
     from deepseek_ops.core.records import GitRef
+    from deepseek_ops.pipeline.pushes import Source
 
 
 class ResolveSourceOperator(DeepSeekOpsOperator):
     """Return the commit this run is of, resolved once: the push that triggered it, or the ref of the form.
 
-    A push that another run has already taken is skipped, so a burst of events trains each commit once.
+    A push that another run has already taken is skipped, so a burst of events trains each commit once. New data and
+    schedules are of ``default_ref``, and skipped unless a trigger of its own pipeline file wants them.
 
     :param default_ref: branch of scheduled and data-triggered runs (templated).
     :return: a :class:`~deepseek_ops.pipeline.pushes.Source` as JSON.
@@ -35,21 +37,43 @@ class ResolveSourceOperator(DeepSeekOpsOperator):
         self.default_ref = default_ref
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        from deepseek_ops.pipeline.pushes import Source, claim, pushes_of, resolve, take
+        from deepseek_ops.pipeline.pushes import Source, cause_of, claim, combined, pushes_of, resolve, take
 
         params: Any = context["params"]
         run_id = str(context["run_id"])
         if params.get("ref"):
             ref = resolve(self.git, str(params["ref"]))
             claim(self.facts, ref, run=run_id)
-            return Source(ref=ref).dump()
-        pushes = pushes_of(_payloads(context))
+            return Source(ref=ref, cause=cause_of(context["dag_run"].conf)).dump()
+        pushes = pushes_of(payloads(context, MODEL_REPOSITORY))
+        beside, problem = self._beside(context)
         if not pushes:
-            return Source(ref=self.git.resolve(self.default_ref)).dump()
+            if beside is None:
+                raise AirflowSkipException(problem)
+            return beside.dump()
         source = take(self.facts, pushes, run=run_id)
-        if source is None:
+        if source is None and beside is None:
             raise AirflowSkipException(f"every push of {', '.join(push.short for push in pushes)} has a run already")
-        return source.dump()
+        return combined(source, beside).dump()
+
+    def _beside(self, context: Context) -> tuple[Source | None, str]:
+        """Return what data, a schedule or a person asks for beside pushes; or None and why it is not done."""
+        from deepseek_ops.core.config import load_pipeline
+        from deepseek_ops.pipeline.pushes import Source, unwanted
+        from deepseek_ops.pipeline.runs import PIPELINE_FILE
+
+        events: Any = context.get("triggering_asset_events") or {}
+        extras = [
+            dict(event.extra or {}) for asset, batch in dict(events).items() if _is(asset, DATASET) for event in batch
+        ]
+        scheduled = bool(payloads(context, MODEL_SCHEDULE))
+        if not extras and not scheduled:
+            pushed = bool(payloads(context, MODEL_REPOSITORY))
+            return (None, "") if pushed else (Source(ref=self.git.resolve(self.default_ref)), "")
+        ref = self.git.resolve(self.default_ref)
+        config = load_pipeline(self.git.read_file(ref.commit, PIPELINE_FILE), file=f"{PIPELINE_FILE}@{ref.commit[:12]}")
+        problem = unwanted(config, ref, arrived=[str(extra.get("uri", "")) for extra in extras], scheduled=scheduled)
+        return (None, problem) if problem else (Source(ref=ref, cause="schedule" if scheduled else "data"), "")
 
 
 class OtherPushesOperator(DeepSeekOpsOperator):
@@ -69,12 +93,16 @@ class OtherPushesOperator(DeepSeekOpsOperator):
         from deepseek_ops.pipeline.pushes import Source
 
         params: Any = context["params"]
+        source = Source.load(as_object(self.source))
+        starts = [(f"push__{ref.short.replace('/', '-')}__{ref.commit[:12]}", ref, "push") for ref in source.others]
+        if source.beside is not None:
+            starts.append((f"beside__{context['run_id']}", source.beside, source.beside_cause))
         return [
             {
-                "trigger_run_id": f"push__{ref.short.replace('/', '-')}__{ref.commit[:12]}",
-                "conf": {"repository": params["repository"], "ref": f"{ref.short}@{ref.commit}"},
+                "trigger_run_id": run_id,
+                "conf": {"repository": params["repository"], "ref": f"{ref.short}@{ref.commit}", "cause": cause},
             }
-            for ref in Source.load(as_object(self.source)).others
+            for run_id, ref, cause in starts
         ]
 
 
@@ -139,13 +167,12 @@ def _unless_dry(dry_run: bool) -> bool:
     return not dry_run
 
 
-def _payloads(context: Context) -> list[Any]:
-    """Return the payloads of the events that triggered this run, oldest first."""
+def payloads(context: Context, watched: Asset) -> list[Any]:
+    """Return the payloads of the watcher's events that triggered this run, oldest first."""
     events: Any = context.get("triggering_asset_events") or {}
-    found = [
-        event
-        for asset, batch in dict(events).items()
-        if getattr(asset, "name", "") == MODEL_REPOSITORY.name
-        for event in batch
-    ]
+    found = [event for asset, batch in dict(events).items() if _is(asset, watched) for event in batch]
     return [event.extra["payload"] for event in sorted(found, key=lambda event: event.timestamp)]
+
+
+def _is(asset: Any, watched: Asset) -> bool:
+    return str(getattr(asset, "name", "")) == watched.name
