@@ -36,6 +36,7 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import DatasetVersion, Trial
+        from deepseek_ops.pipeline.lineage_evidence import keep_evidence
         from deepseek_ops.pipeline.runs import RunPlan
         from deepseek_ops.pipeline.sweeps import best_trial, study_of
         from deepseek_ops.pipeline.trainings import model_config, training_plan
@@ -45,12 +46,22 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
         config = self.config(run)
         model = model_config(self.store_hook.blobs, config, run)
         values: dict[str, JsonValue] = {}
+        winner = None
         if config.training.searched:
             study = study_of(config, run, dataset, model)
             winner = best_trial(config, study, [Trial.load(trial) for trial in self.trials or () if trial])
             self.log.info("best trial of %s: #%d %s = %s", study.name, winner.number, winner.values, winner.objective)
             values = winner.values
         plan = training_plan(config, run, dataset=dataset, model=model, values=values, base=run.base)
+        keep_evidence(
+            self.store_hook.store,
+            run,
+            plan,
+            dataset=dataset,
+            run_id=str(context["run_id"]),
+            winner=winner,
+            trials=len(self.trials or ()),
+        )
         self.log.info("training plan %s: %s", plan.fingerprint[:12], plan.hyperparameters)
         return plan.dump()
 
