@@ -42,6 +42,11 @@ class Listing:
     page: Digest = ""
     """Its id, once that is known."""
 
+    def forget(self) -> None:
+        """Drop what only reading needs, once everything is read: many pages may wait for their packs."""
+        if not self.unread and not self.sending:
+            self.known, self.near = {}, []
+
     def stat(self, index: int) -> array[int]:
         """Return the stat fields of one file."""
         return self.stats[index * STAT_FIELDS : (index + 1) * STAT_FIELDS]

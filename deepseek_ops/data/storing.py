@@ -31,6 +31,8 @@ PAGES_AHEAD = 8
 """Pages for which the parent's are being read."""
 PAGES_BEHIND = 16
 """Pages that may wait for what is on its way before the scan does."""
+PAGES_WAITING = 128
+"""Pages that may wait for an open pack to be filled before it is sent as it is; each holds about 1 MB."""
 
 
 class PageStore:
@@ -135,6 +137,7 @@ class PageStore:
             if self._left is None:
                 self._left = self._cache.left_places(self._store.uri)
             self._pack(self._small.read(listing, small))
+            listing.forget()
         else:
             self._behind.append(listing)
         self._settle()
@@ -188,6 +191,7 @@ class PageStore:
                     stored = packs.place(digest)
                     self._put_at(listing, index, packs.add(digest, data) if stored is None else stored)
             listing.unread -= len(files)
+            listing.forget()
 
     def _left_place(self, digest: bytes, size: int) -> Location | None:
         """Return where a commit that did not end has put a content, if the store still has it."""
@@ -203,9 +207,12 @@ class PageStore:
         """Store the pages at the front of which everything is up; wait for them when too many stand behind."""
         while self._behind:
             listing = self._behind[0]
-            waits_for_pack = not self._packs.closed(listing.newest_place)
-            if listing.unread or waits_for_pack:
+            if listing.unread:
                 return
+            if not self._packs.closed(listing.newest_place):
+                if len(self._behind) <= PAGES_WAITING:
+                    return
+                self._packs.close_pack()
             on_its_way = not self._packs.sent(listing.newest_place) or not all(f.done() for f in listing.sending)
             if on_its_way and len(self._behind) <= PAGES_BEHIND:
                 return

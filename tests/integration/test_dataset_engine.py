@@ -185,6 +185,21 @@ class TestBounds:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert int(done.stdout) / 1024 < 40
 
+    def test_pages_do_not_wait_without_bound_for_a_pack_to_fill(
+        self, local: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One small change in each of very many pages: they would all be in memory until the end."""
+        monkeypatch.setattr(pages_module, "CUT_MASK", 3)
+        monkeypatch.setattr("deepseek_ops.data.storing.PAGES_WAITING", 5)
+        source = tmp_path / "source"
+        fill(source, files=200, large=False)
+        tree = store_folder(local, source, parent=Tree.empty(local))
+        kinds = [key.partition("/")[0] for key in local.puts]
+        assert len(tree.pages) > 30
+        assert kinds.index("trees") < len(kinds) // 2, "pages go up while others are still read"
+        write_folder(local, stream_selected(tree), tmp_path / "out")
+        assert contents(tmp_path / "out") == contents(source)
+
     def test_a_memory_budget_is_never_exceeded_and_serves_all(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
