@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from deepseek_ops.airflow.triggers.uploads import DataArrival
 from deepseek_ops.core.errors import PermanentError
-from deepseek_ops.core.ports import ObjectInfo
 
 if TYPE_CHECKING:
-    from deepseek_ops.core.ports import ObjectStore
+    from deepseek_ops.core.ports import ObjectInfo, ObjectStore
 
 
 @dataclass(eq=False)

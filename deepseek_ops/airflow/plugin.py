@@ -24,6 +24,11 @@ class DeepSeekOpsPlugin(AirflowPlugin):
             "name": "deepseek-ops Git LFS tokens",
         },
         {
+            "app": LateApp("deepseek_ops.airflow.ui.data:build_data_app"),
+            "url_prefix": "/deepseek-ops/data",
+            "name": "deepseek-ops datasets",
+        },
+        {
             "app": LateApp("deepseek_ops.airflow.ui.hooks:build_hooks_app"),
             "url_prefix": "/deepseek-ops/hooks",
             "name": "deepseek-ops webhooks",

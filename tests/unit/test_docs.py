@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import typer
+import typer.main
 import yaml
+from typer.core import TyperGroup
 
 from deepseek_ops.cli.main import COMMANDS, GROUPS
 from deepseek_ops.core.config import load_pipeline
@@ -30,8 +32,8 @@ DOCKERFILES = sorted(
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MAKE = re.compile(r"(?:`|^|\s)make ([a-z]+)", re.MULTILINE)
-_COMMAND = re.compile(r"(?:`|bin/)deepseek-ops ([a-z]+)(?: ([a-z]+))?")
-_SUBCOMMANDS = re.compile(r"`deepseek-ops ([a-z]+) ([a-z]+)`((?:, `[a-z]+`)+)")
+_COMMAND = re.compile(r"(?:`|bin/)deepseek-ops ([a-z-]+)(?: ([a-z-]+))?")
+_SUBCOMMANDS = re.compile(r"`deepseek-ops ([a-z-]+) ([a-z-]+)`((?:,\s+`[a-z-]+`)+)")
 _REPOSITORY_PATH = re.compile(r"`((?:core|airflow|jobs|export|rollout|training|pipeline)/[\w/]+\.py)`")
 
 
@@ -59,7 +61,9 @@ def subcommands(group: str) -> set[str]:
     module, attribute, _ = GROUPS[group]
     found = getattr(importlib.import_module(module), attribute)
     assert isinstance(found, typer.Typer)
-    return {command.name or command.callback.__name__ for command in found.registered_commands if command.callback}
+    command = typer.main.get_command(found)
+    assert isinstance(command, TyperGroup)
+    return set(command.commands)
 
 
 def slug(heading: str) -> str:
@@ -71,7 +75,7 @@ def commands_in(name: str) -> Iterator[tuple[str, str]]:
     for command, sub in _COMMAND.findall(words):
         yield command, sub
     for command, first, more in _SUBCOMMANDS.findall(prose_of(name)):
-        for sub in (first, *re.findall(r"`([a-z]+)`", more)):
+        for sub in (first, *re.findall(r"`([a-z-]+)`", more)):
             yield command, sub
 
 

@@ -14,8 +14,6 @@ from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator
 from deepseek_ops.airflow.operators.data import IngestDatasetOperator
 from deepseek_ops.airflow.triggers.uploads import DataArrival, folder_of
 from deepseek_ops.core.errors import DeepSeekOpsError
-from deepseek_ops.core.records import digest_of
-from deepseek_ops.pipeline.datasets import raw_name
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import ObjectStore
@@ -30,6 +28,8 @@ LONGEST_KEY = 200
 
 def partition_of(arrival: DataArrival) -> str:
     """Return the partition key of an upload: equal announcements have equal ones, others differ."""
+    from deepseek_ops.core.records import digest_of
+
     digest = digest_of(f"{arrival.uri}\0{arrival.prefix}\0{arrival.digest}".encode())[:16]
     return f"{arrival.prefix.strip('/')[:LONGEST_KEY] or 'all'}@{digest}"
 
@@ -51,6 +51,8 @@ class AnnounceArrivalsOperator(DeepSeekOpsOperator):
         self.watched = watched
 
     def execute(self, context: Context) -> list[str]:
+        from deepseek_ops.core.records import digest_of
+
         (outlet,) = self.outlets
         store: Any = context.get("asset_state_store")
         memory: Any = None if store is None else store[outlet]
@@ -104,6 +106,8 @@ class IngestArrivalOperator(IngestDatasetOperator):
 
     def _earlier(self, depth: int) -> set[str]:
         """Return the folders that the raw dataset has already."""
+        from deepseek_ops.pipeline.datasets import raw_name
+
         try:
             paths = self.store_hook.datasets.paths(raw_name(self.dataset))
         except DeepSeekOpsError:  # no version yet

@@ -9,12 +9,9 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
-from deepseek_ops.core.jobs import JobSpec
-from deepseek_ops.data.content.lake import ingest
-from deepseek_ops.pipeline.datasets import gate_lines, prepare_job, prepared, raw_identity, raw_name, raw_of
-from deepseek_ops.pipeline.runs import RunPlan
 
 if TYPE_CHECKING:
+    from deepseek_ops.core.jobs import JobSpec
     from deepseek_ops.core.ports import ObjectStore
 
 
@@ -35,6 +32,9 @@ class PrepareDatasetOperator(JobOperator):
         self.run = run
 
     def job(self, context: Context) -> JobSpec:
+        from deepseek_ops.pipeline.datasets import prepare_job, raw_identity, raw_of
+        from deepseek_ops.pipeline.runs import RunPlan
+
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
         datasets = self.store_hook.datasets
@@ -43,6 +43,8 @@ class PrepareDatasetOperator(JobOperator):
         return prepare_job(config, run, self.store_hook.blobs, raw, datasets)
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.datasets import gate_lines, prepared
+
         version = prepared(result)
         self.log.info("dataset %s version %s: %s", version.name, version.version[:12], result.get("report"))
         for line in gate_lines(result):
@@ -68,6 +70,9 @@ class IngestDatasetOperator(DeepSeekOpsOperator):
         self.dataset = dataset
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.data.content.lake import ingest
+        from deepseek_ops.pipeline.datasets import raw_name
+
         lake = self.lake(context)
         done = ingest(self.store_hook.datasets, lake, raw_name(self.dataset), progress=self.log.info)
         raw = done.version
