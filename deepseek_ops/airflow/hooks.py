@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from deepseek_ops.core.errors import PermanentError
 
 if TYPE_CHECKING:
+    from deepseek_ops.adapters.environments import VenvCache
     from deepseek_ops.adapters.envoy import EnvoyGateway
     from deepseek_ops.adapters.git import GitRepository
     from deepseek_ops.core.ports import Blobs, Facts, Launcher, ObjectStore
@@ -282,6 +283,18 @@ class LauncherHook(PortHook):
         from deepseek_ops.adapters.local_launcher import LocalLauncher
 
         return LocalLauncher(self.folder())
+
+    def environments(self) -> VenvCache:
+        """Return this machine's cache of environments; extra ``environments_gib`` is how large it may grow."""
+        from deepseek_ops.adapters.environments.venvs import DEFAULT_MAX_BYTES, VenvCache
+
+        size = self.extra.get("environments_gib")
+        try:
+            limit = int(float(size) * (1 << 30)) if size else DEFAULT_MAX_BYTES
+        except (TypeError, ValueError):
+            problem = f"is {size!r}: write a number of GiB"
+            raise ConnectionFieldError(self.conn_id, "extra environments_gib", problem) from None
+        return VenvCache(cache_folder() / "environments", max_bytes=limit)
 
 
 class GatewayHook(PortHook):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepseek_ops.adapters.local_launcher.environment_use import hold_own_environment
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, disk
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, JobSpec
@@ -26,6 +27,7 @@ from deepseek_ops.jobs.supervise import supervisor_of
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 75 (try again) or 78 (do not); one line on stderr says why."""
     options = _parser().parse_args(arguments)
+    hold_own_environment()
     try:
         if options.command == "supervise":
             return start_detached(JobFolder(options.folder.resolve()), lock=options.lock_fd)

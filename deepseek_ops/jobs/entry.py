@@ -35,6 +35,7 @@ from deepseek_ops.core.errors import (
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobSpec
 from deepseek_ops.core.records import Record, canonical_json
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.environment import resolved_environment
 
 KINDS = {
     "prepare": "deepseek_ops.jobs.prepare:run",
@@ -98,6 +99,7 @@ def function_of(kind: str) -> JobFunction:
 def call(context: JobContext) -> Outcome:
     """Run the job's code in this process and return how it ended; the traceback of a failure goes to the log."""
     try:
+        say_environment(context)
         ending = Outcome(result=_result(function_of(context.spec.kind)(context), context.spec.kind))
     except BaseException as error:  # noqa: BLE001  (nothing is swallowed: it becomes the outcome)
         traceback.print_exc()
@@ -105,6 +107,12 @@ def call(context: JobContext) -> Outcome:
     return ending.evolve(
         rank=context.rank, restarts=context.restarts, stop_seen=context.stop_seen, at=time.time(), result=ending.result
     )
+
+
+def say_environment(context: JobContext) -> None:
+    """Put what this process runs with into the job's stream, once an attempt."""
+    if context.rank == 0 and context.restarts == 0:
+        context.event("environment", **resolved_environment().body())
 
 
 def silent_ending(wait_status: int, *, who: str, rank: int = 0, restarts: int = 0) -> Outcome:

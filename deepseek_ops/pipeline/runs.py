@@ -17,7 +17,7 @@ from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
 from deepseek_ops.pipeline.changes import PIPELINE_FILE as PIPELINE_FILE  # noqa: PLC0414  (re-exported)
-from deepseek_ops.pipeline.environment import environment_key, parse_lock, require_installed
+from deepseek_ops.pipeline.environment import committed_lock, environment_key
 from deepseek_ops.pipeline.policy import Policy
 from deepseek_ops.pipeline.weight_pointers import take_pointers
 
@@ -95,7 +95,7 @@ def plan_run(
     """Read the commit's pipeline file and code, check them, and return the run they ask for.
 
     Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnsupportedEngineError,
-    UnpinnedLockError, EnvironmentMismatchError when the interpreter that would run the jobs is not what is locked, and
+    UnpinnedLockError and LockFileError for a lock that does not pin or cannot be read, and
     WeightNotPushedError for a Git LFS pointer whose object is not in the store.
     """
     try:
@@ -109,7 +109,7 @@ def plan_run(
     ):
         if value != supported:
             raise UnsupportedEngineError(key, value)
-    lock, lock_text = _lock(git, ref, config)
+    lock = committed_lock(git, ref.commit, config)
     about = git.describe(ref.commit)
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-code-") as folder:
         git.checkout(ref.commit, Path(folder) / "code")
@@ -124,7 +124,7 @@ def plan_run(
         patch_id=about.get("patch_id", ""),
         config_digest=blobs.put(text),
         overrides=dict(overrides),
-        environment=environment_key(lock=lock_text, image=config.jobs.setup.container or ""),
+        environment=environment_key(lock, image=config.jobs.setup.container or ""),
         base=base.bundle if base else "",
         seed=config.training.seed,
         hardware=f"{config.training.nodes}x{config.training.gpus_per_node} ranks, engine {config.training.engine}",
@@ -133,7 +133,7 @@ def plan_run(
     return RunPlan(
         manifest=manifest,
         code=blobs.put(json.dumps(code.dump()).encode()),
-        lock=lock,
+        lock=lock.file if lock else "",
         base=base.model if base else None,
         budget_usd=budget_usd if budget_usd is not None else _usd(config),
         dry_run=dry_run,
@@ -173,19 +173,6 @@ def explain(run: RunPlan) -> str:
     lines = [f"  {'run ' if stage.runs else 'skip'}  {stage.name:<10} {stage.why}" for stage in run.stages]
     budget = f"  budget: {run.budget_usd:.2f} USD" if run.budget_usd else "  budget: none"
     return "\n".join([head, *lines, budget])
-
-
-def _lock(git: GitRemote, ref: GitRef, config: PipelineFile) -> tuple[str, str]:
-    """Return path and text of the commit's lock file, checked; two empty strings when it has none."""
-    lock = config.jobs.setup.requirements
-    try:
-        text = git.read_file(ref.commit, lock).decode()
-    except RefNotFoundError:
-        if "requirements" in config.jobs.setup.model_fields_set:
-            raise  # asked for by name
-        return "", ""
-    require_installed(parse_lock(text, file=lock), file=lock)
-    return lock, text
 
 
 def _load(text: bytes, ref: GitRef, overrides: Mapping[str, JsonValue]) -> PipelineFile:

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
+from deepseek_ops.airflow.operators.environments import note_what_ran, submit
 from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class DeepSeekOpsOperator(BaseOperator):
         from deepseek_ops.pipeline.accounts import account_job
 
         account_job(self.facts, status, run=str(context["run_id"]), device=self.launcher_hook.device)
+        note_what_ran(self, job, status, run=str(context["run_id"]))
         if status.phase is JobPhase.SUCCEEDED:
             result: dict[str, JsonValue] = self.launcher.result(job.name)
             return result
@@ -109,6 +111,12 @@ class DeepSeekOpsOperator(BaseOperator):
             raise AirflowSkipException(reason)
         problem = f"it was stopped for another run, which was {status.reason}; this run needs it still"
         raise JobLostError(job.name, problem, status.log)
+
+    def note_reuse(self, job: JobSpec, context: Context) -> None:
+        """Note that this run stands on what an equal job returned, and so on the environment it ran in."""
+        from deepseek_ops.pipeline.environment_records import link_environment
+
+        link_environment(self.facts, job=job.name, run=str(context["run_id"]))
 
     def config(self, run: RunPlan) -> PipelineFile:
         """Return the pipeline file of the run's commit, with the run's overrides."""
@@ -145,6 +153,7 @@ class JobOperator(DeepSeekOpsOperator):
         known = remembered(self.facts, job)
         if known is not None:
             self.log.info("reusing the result of job %s: its inputs are the same", job.name)
+            self.note_reuse(job, context)
             return self.finish(known, reused=True, context=context)
         result = self.follow(job, context)
         remember(self.facts, job, result, run=str(context["run_id"]))
@@ -159,7 +168,13 @@ class JobOperator(DeepSeekOpsOperator):
 
         Raises JobLostError (try again: it resumes), JobFailedError or JobStoppedError.
         """
-        status = self.launcher.submit(job, secrets=self.store_hook.environment())
+        from deepseek_ops.adapters.environments.errors import BuildStoppedError
+
+        try:
+            status = submit(self, job, stopped=self._stop.is_set)
+        except BuildStoppedError:
+            self._raise_if_worker_leaves(job, context)
+            raise
         self.log.info("following job %s (attempt %d)", job.name, status.attempt)
         offset, self._given_up, self._next_turn = 0, 0, 0.0
         while not status.settled:
@@ -194,13 +209,16 @@ class JobOperator(DeepSeekOpsOperator):
 
     def _leave(self, job: JobSpec, context: Context) -> None:
         """The task is being ended: stop the job if a person did it, leave it running if the worker goes away."""
+        self._raise_if_worker_leaves(job, context)
+        self.launcher.stop(job.name, "its task was stopped in Airflow")
+        raise JobStoppedError(job.name, "its task was stopped in Airflow")
+
+    def _raise_if_worker_leaves(self, job: JobSpec, context: Context) -> None:
         ti: Any = context["ti"]
         index = None if ti.map_index < 0 else ti.map_index
         states = ti.get_task_states(dag_id=ti.dag_id, map_index=index, task_ids=[ti.task_id], run_ids=[ti.run_id])
         if "running" in str(states):
             raise JobLostError(job.name, "the worker is shutting down; the job goes on and will be found", "")
-        self.launcher.stop(job.name, "its task was stopped in Airflow")
-        raise JobStoppedError(job.name, "its task was stopped in Airflow")
 
 
 def as_object(value: object) -> Mapping[str, JsonValue]:

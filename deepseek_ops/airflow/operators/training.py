@@ -11,6 +11,7 @@ from airflow.sdk import Context, ResumableJobMixin
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
+from deepseek_ops.airflow.operators.environments import submit
 from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
 
 if TYPE_CHECKING:
@@ -99,12 +100,13 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         known = remembered(self.facts, job)
         if known is not None:
             self.log.info("an equal plan was trained before: reusing job %s", job.name)
+            self.note_reuse(job, context)
             return Checkpoint.load(known).dump()
         return self.execute_resumable(context)
 
     def submit_job(self, context: Context) -> JsonValue:
         job = self._job()
-        status = self.launcher.submit(job, secrets=self.store_hook.environment())
+        status = submit(self, job, stopped=self._stop.is_set)
         self.log.info("training job %s, attempt %d", job.name, status.attempt)
         return job.name
 

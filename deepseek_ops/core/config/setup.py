@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -45,7 +45,13 @@ class Setup(Config):
     """The environment; its key is the digest of the requirements file and the image."""
 
     container: Image | None = Field(default=None, description="Image the jobs run in; none = the launcher's machine.")
-    requirements: RepoPath = Field(default="requirements.txt", description="Lock file in the model repository.")
+    requirements: RepoPath = Field(
+        default="requirements.txt",
+        description="Lock file in the model repository: requirements.txt, uv.lock or environment.yml.",
+    )
+    drift: Literal["error", "warn"] = Field(
+        default="error", description="When a job ran with other versions than the lock: fail its task, or warn."
+    )
     steps: tuple[SetupStep, ...] = Field(default=(), description="Accepted from other CI systems; see warnings.")
 
     @model_validator(mode="after")
