@@ -6,6 +6,7 @@ more do that. Nothing is overwritten: two files that are one to this disk end in
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -22,7 +23,7 @@ from deepseek_ops.data import parallel
 from deepseek_ops.data.blobs import hash_file
 from deepseek_ops.data.folders import UnsafeTargetError, check_plain, local_error
 from deepseek_ops.data.layout import blob_key
-from deepseek_ops.data.packs import PackRead, Stored, fetch_packed, plan_reads, unpacked
+from deepseek_ops.data.packs import READ_BYTES, PackRead, Stored, fetch_packed, plan_reads, unpacked
 from deepseek_ops.data.pages import LOOSE
 from deepseek_ops.data.progress import Meter
 
@@ -33,6 +34,10 @@ WINDOW = 1 << 15
 """Files among which those that lie together in a pack are found."""
 FETCHES = 3
 """Requests under way; up to twice as many answers of 16 MiB are held."""
+STREAMED_BYTES = 256 << 20
+"""Up to this size a large file comes in one stream; a larger one comes in parallel parts and is hashed afterwards."""
+PARTS_BYTES = 96 << 20
+"""Memory for the parts of one file on their way."""
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -57,6 +62,7 @@ class FolderWriter:
         self._meter = meter
         self._workers = workers
         self._made = {""}
+        self._budget = parallel.MemoryBudget(PARTS_BYTES)
         self._loose: deque[Future[None]] = deque()
 
     def write(self, files: Iterable[Stored]) -> None:
@@ -133,12 +139,46 @@ class FolderWriter:
             raise local_error(target, error) from error
 
     def _write_loose(self, file: Stored) -> None:
-        entry, path = file.entry, Path(f"{self._root}/{file.entry.path}")
-        digest = entry.digest.hex()
-        self._store.download(blob_key(digest), path)
-        where = f"{entry.path} in {self._store.uri}"
-        if (size := path.stat().st_size) != entry.size:
-            raise IntegrityError(where, f"{entry.size} bytes", f"{size} bytes")
-        if self._check(entry.digest) and (actual := hash_file(path)[0]) != digest:
-            raise IntegrityError(where, digest, actual)
-        self._meter.add(1, entry.size)
+        if file.entry.size <= STREAMED_BYTES:
+            self._stream(file)
+        else:
+            with self._budget.taken(PARTS_BYTES):
+                self._download(file)
+        self._meter.add(1, file.entry.size)
+
+    def _stream(self, file: Stored) -> None:
+        """Hash what comes as it comes: one pass, 16 MiB in memory."""
+        key, size, digest = blob_key(file.entry.digest.hex()), file.entry.size, hashlib.sha256()
+        path, at = f"{self._root}/{file.entry.path}", 0
+        handle = self._opened(path)
+        try:
+            while at < size and (data := self._store.get(key, start=at, length=min(READ_BYTES, size - at))):
+                digest.update(data)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(handle, view) :]
+                at += len(data)
+        except OSError as error:
+            raise local_error(path, error) from error
+        finally:
+            os.close(handle)
+        self._require(file, at, digest.hexdigest())
+
+    def _opened(self, path: str) -> int:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise local_error(path, error) from error
+
+    def _download(self, file: Stored) -> None:
+        path = Path(f"{self._root}/{file.entry.path}")
+        self._store.download(blob_key(file.entry.digest.hex()), path)
+        size = path.stat().st_size
+        self._require(file, size, hash_file(path)[0] if self._check(file.entry.digest) else file.entry.digest.hex())
+
+    def _require(self, file: Stored, size: int, digest: str) -> None:
+        where, expected = f"{file.entry.path} in {self._store.uri}", file.entry.digest.hex()
+        if size != file.entry.size:
+            raise IntegrityError(where, f"{file.entry.size} bytes", f"{size} bytes")
+        if digest != expected:
+            raise IntegrityError(where, expected, digest)
