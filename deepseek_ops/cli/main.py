@@ -13,10 +13,11 @@ COMMANDS = {
     "init": ("deepseek_ops.cli.init", "init", "Make a model repository, or give an existing one what it lacks."),
     "checkout": ("deepseek_ops.cli.lfs_client", "checkout", "Restore code and weights of a release tag together."),
     "validate": ("deepseek_ops.cli.validate", "validate", "Check a pipeline file."),
+    "plan": ("deepseek_ops.cli.plan", "plan", "Which stages a run of a ref would do, or find done, and why."),
     "schema": ("deepseek_ops.cli.validate", "schema", "Print the JSON Schema of pipeline files."),
+    "why": ("deepseek_ops.cli.why", "why", "Say what a model, run, tag or commit was made of, and what became of it."),
     "log": ("deepseek_ops.cli.experiments", "log", "Show the experiments of a repository, from Git alone."),
     "experiments": ("deepseek_ops.cli.experiments", "experiments", "Choose experiments by their settings and results."),
-    "why": ("deepseek_ops.cli.why", "why", "Say what a model, run, tag or commit was made of, and what became of it."),
     "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
     "stop": ("deepseek_ops.cli.demo", "stop", "End what `demo --keep` left up."),
 }

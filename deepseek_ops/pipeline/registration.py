@@ -59,12 +59,14 @@ def register_run(
     evaluations: Sequence[Evaluation],
     exports: Sequence[ExportedModel],
     run_id: str,
+    same: str = "",
 ) -> ModelVersion:
     """Return the run's version, registered now or before, and let ``challenger`` name it.
 
-    The manifest gets the dataset version here: from now on it is the whole identity of the result.
+    The manifest gets the dataset version here: from now on it is the whole identity of the result. ``same`` is the
+    number of the version that a run of equal content became before: this run becomes no other one.
     """
-    version = registry.register(
+    version = _registered(registry, run.manifest.name, same) or registry.register(
         manifest=run.manifest.evolve(dataset=dataset.version),
         checkpoint=checkpoint,
         evaluations=evaluations,
@@ -81,6 +83,16 @@ def register_run(
         operation=f"{run_id}/challenger",
     )
     return version
+
+
+def _registered(registry: Registry, name: str, version: str) -> ModelVersion | None:
+    """Return the version, or None when it was never there or has been removed."""
+    if not version:
+        return None
+    try:
+        return registry.resolve(name, version)
+    except VersionNotFoundError:
+        return None
 
 
 def find_version(stores: Stores, facts: Facts, *, name: str, version: str) -> tuple[Registry, ModelVersion]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from deepseek_ops.core.config import GitTagTrigger, PipelineFile, load_pipeline
 from deepseek_ops.core.digests import digest_of
 from deepseek_ops.core.errors import ObjectExistsError, PermanentError
@@ -60,6 +62,12 @@ def note_own_tag(facts: Facts, repository: str, tag: str, commit: str) -> None:
         fact = facts.get(OWN_TAG, key)
         if fact is not None and fact.body.get("commit") != commit:
             facts.update(fact, {"commit": commit})
+
+
+def experiment_of(facts: Facts, name: str, version: str) -> dict[str, JsonValue] | None:
+    """Return where a version's experiment stands in Git, as it was recorded; None before that."""
+    fact = facts.get(EXPERIMENT, f"{name}/{version}")
+    return None if fact is None else dict(fact.body)
 
 
 def release_target(stores: Stores, facts: Facts, version: ModelVersion) -> tuple[str, str]:

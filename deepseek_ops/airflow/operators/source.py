@@ -44,7 +44,7 @@ class ResolveSourceOperator(DeepSeekOpsOperator):
         if params.get("ref"):
             ref = resolve(self.git, str(params["ref"]))
             claim(self.facts, ref, run=run_id)
-            return Source(ref=ref, cause=cause_of(context["dag_run"].conf)).dump()
+            return Source(ref=ref, cause=cause_of(getattr(context.get("dag_run"), "conf", None))).dump()
         pushes = pushes_of(payloads(context, MODEL_REPOSITORY))
         beside, problem = self._beside(context)
         if not pushes:
@@ -107,7 +107,9 @@ class OtherPushesOperator(DeepSeekOpsOperator):
 
 
 class PlanRunOperator(DeepSeekOpsOperator):
-    """Read the commit's pipeline file, resolve it to digests, and log what will run and why.
+    """Read the commit's pipeline file, resolve it to digests, and log what will run, what is found done, and why.
+
+    The text is the XCom ``note`` too: Airflow lets no task write its run's note.
 
     :param source: what ``ResolveSourceOperator`` returned (templated).
     :return: a :class:`~deepseek_ops.pipeline.runs.RunPlan` as JSON.
@@ -120,9 +122,10 @@ class PlanRunOperator(DeepSeekOpsOperator):
         self.source = source
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.pipeline.forecast import change_of_run, explain_plan, forecast
         from deepseek_ops.pipeline.pushes import Source
         from deepseek_ops.pipeline.registration import resolve_base
-        from deepseek_ops.pipeline.runs import explain, plan_run
+        from deepseek_ops.pipeline.runs import plan_run
 
         params: Any = context["params"]
         ref: GitRef = Source.load(as_object(self.source)).ref
@@ -136,9 +139,15 @@ class PlanRunOperator(DeepSeekOpsOperator):
             dry_run=bool(params.get("dry_run")),
             nonce=str(context["run_id"]) if params.get("train_again") else "",
         )
-        for warning in self.config(run).warnings:
+        config = self.config(run)
+        for warning in config.warnings:
             self.log.warning("%s", warning)
-        self.log.info("%s", explain(run))
+        change = change_of_run(self.git, run, config)
+        hook = self.store_hook
+        run = forecast(self.git, run, change, stores=hook, datasets=hook.datasets, facts=self.facts)
+        text = explain_plan(run, change)
+        self.log.info("%s", text)
+        context["ti"].xcom_push(key="note", value=text)
         if not run.dry_run:
             self.launcher.prewarm()
         return run.dump()
@@ -175,4 +184,4 @@ def payloads(context: Context, watched: Asset) -> list[Any]:
 
 
 def _is(asset: Any, watched: Asset) -> bool:
-    return str(getattr(asset, "name", "")) == watched.name
+    return bool(getattr(asset, "name", "") == watched.name)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import zstandard
@@ -111,6 +111,20 @@ def ingest(
         version = append_commit(store, log, last, body, None)
         run.keep_listing(repository.store, version)
     return Ingested(version, run.fetched, run.fetched_bytes, run.unchanged, run.removed)
+
+
+def ingested(repository: DatasetRepository, lake: ObjectStore, name: str) -> DatasetVersion | None:
+    """Return the version that ``ingest`` would find there already, or None when it would make one. Writes nothing."""
+    last = repository.log_of(name, BRANCH).last()
+    if last is None or last.deleted:
+        return None
+    with tempfile.TemporaryDirectory(prefix="deepseek-ops-lake-") as folder:
+        before = _listing_of(repository.store, lake.uri, last.version, Path(folder))
+        if before is None:
+            return None
+        pairs = zip_longest(_lines(before), data_objects(lake))
+        same = all(old and new and old.key == new.key and _unchanged(old, new) for old, new in pairs)
+    return repository.load(last.version) if same else None
 
 
 class _Ingest:
