@@ -39,7 +39,8 @@ class Change:
         """Return whether a changed path matches; no globs match anything."""
         from deepseek_ops.core.config.globs import matches_paths
 
-        return not globs or (not self.nothing_new and matches_paths(globs, self.paths))
+        # No paths are a known "nothing" here (an empty commit, a reverted burst), where the globs would let them in.
+        return not globs or (bool(self.paths) and matches_paths(globs, self.paths))
 
 
 class Look(Protocol):
