@@ -13,23 +13,42 @@ from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator
 if TYPE_CHECKING:
     from deepseek_ops.core.jobs import JobSpec
     from deepseek_ops.core.ports import ObjectStore
+    from deepseek_ops.core.records import DatasetVersion, FileSet
 
 
 class PrepareDatasetOperator(JobOperator):
     """Take the raw data into the store as a version, run ``prepare`` on it, check and commit what it makes.
 
     Equal raw bytes, code, parameters, checks and environment give the version that exists already. Data that a check
-    of the pipeline file blocks makes none: the task fails at once with what was found and where.
+    of the pipeline file blocks makes none: the task fails at once with what was found and where. A commit that names
+    a version by a pointer gets that data (``deepseek_ops/pipeline/pinning.py`` says when, and when the run refuses).
 
     :param run: what ``PlanRunOperator`` returned (templated).
+    :param cause: what started the run (templated); ``data`` and ``schedule`` ask for the newest data.
     :return: a :class:`~deepseek_ops.core.records.DatasetVersion` as JSON.
     """
 
-    template_fields: Sequence[str] = (*JobOperator.template_fields, "run")
+    template_fields: Sequence[str] = (*JobOperator.template_fields, "run", "cause")
 
-    def __init__(self, *, run: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *, run: Any, cause: str = "{{ ti.xcom_pull('resolve_source')['cause'] }}", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.run = run
+        self.cause = cause
+
+    def execute(self, context: Context) -> Any:
+        from deepseek_ops.pipeline.pinning import is_used_as_it_is, pinned
+        from deepseek_ops.pipeline.runs import RunPlan
+
+        run = RunPlan.load(as_object(self.run))
+        config = self.config(run)
+        newest = self.cause in ("data", "schedule")
+        self._pin = pinned(config, run, self.store_hook.blobs, self.store_hook.datasets, newest=newest)
+        if self._pin is not None and is_used_as_it_is(config, self._pin):
+            self.log.info("the commit names version %s, which needs no preparation", self._pin.version.version[:12])
+            return self._pin.version.dump()
+        return super().execute(context)
 
     def job(self, context: Context) -> JobSpec:
         from deepseek_ops.pipeline.datasets import prepare_job, raw_identity, raw_of
@@ -38,14 +57,25 @@ class PrepareDatasetOperator(JobOperator):
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
         datasets = self.store_hook.datasets
-        raw = raw_of(config, run, self.store_hook, datasets, progress=self.log.info)
+        if self._pin is not None and self._pin.raw is not None:
+            raw: DatasetVersion | FileSet = self._pin.raw
+            self.log.info("the commit names %s, made from this raw data:", self._pin.version.version[:12])
+        else:
+            raw = raw_of(config, run, self.store_hook, datasets, progress=self.log.info)
         self.log.info("raw data: %s, %d bytes", raw_identity(raw), raw.num_bytes)
         return prepare_job(config, run, self.store_hook.blobs, raw, datasets)
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.pipeline.datasets import gate_lines, prepared
+        from deepseek_ops.pipeline.pinning import held_to
+        from deepseek_ops.pipeline.runs import RunPlan
 
         version = prepared(result)
+        if self._pin is not None:
+            run = RunPlan.load(as_object(self.run))
+            version, other = held_to(self.config(run), run, self._pin, version, self.store_hook.datasets)
+            if other:
+                self.log.warning("%s", other)
         self.log.info("dataset %s version %s: %s", version.name, version.version[:12], result.get("report"))
         for line in gate_lines(result):
             self.log.warning("%s", line)

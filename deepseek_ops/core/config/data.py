@@ -101,6 +101,11 @@ class Data(Config):
         default=None, description="Folder with a ready tokenizer in the repository; none = prepare writes tokenizer/."
     )
     dataset: Name = Field(default="deepseek", description="Name in the dataset store; the pipeline's name by default.")
+    pin: Literal["commit", "require", "newest"] = Field(
+        default="commit",
+        description="Which data a commit that holds a dataset pointer gets: what it names, unless new data started the "
+        "run or the commit prepares differently; exactly that or nothing; or always the newest.",
+    )
     split: Split = Field(default=Split(), description="Shares per split.")
     limits: PrepareLimits = Field(default=PrepareLimits(), description="Resources of the process of prepare.")
     checks: DataChecks = Field(default=DataChecks(), description="What must hold before it becomes a version.")
