@@ -73,7 +73,7 @@ class PipelineScheduleTrigger(GitRefTrigger):
             except Exception as error:  # noqa: BLE001  (a trigger that raises is started again without a pause)
                 log.warning("cannot read the schedules of %s yet: %s", self.refs[0], error)
                 continue
-            fired, seen = due(schedules, known, dt.datetime.now(dt.UTC))
+            fired, seen = due(schedules, known, _now())
             if fired:
                 yield TriggerEvent({"ref": self.refs[0], "due": fired})
                 await asyncio.sleep(self.handover_seconds)
@@ -113,6 +113,10 @@ def due(
             fired[key] = latest.isoformat()
         seen[key] = now.isoformat() if is_due else since
     return fired, seen
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def _latest(cron: str, timezone: str, now: dt.datetime) -> dt.datetime | None:
