@@ -117,13 +117,19 @@ class World:
         }
         return self.developer.push_commit(files, branch=branch, message=f"Try {learning_rate}")
 
-    def dataset(self, lines: list[str]) -> DatasetVersion:
+    def dataset(
+        self, lines: list[str], *, test: list[str] | None = None, raw: str = "", code: str = "c0de" * 16
+    ) -> DatasetVersion:
         folder = self.folder / "data"
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "documents").mkdir(parents=True)
         rows = "".join(json.dumps({"id": number, "text": line}) + "\n" for number, line in enumerate(lines))
         (folder / "documents" / "train.jsonl").write_text(rows)
-        lineage = {"callable": "deepseek.prepare:prepare_data", "code": "c0de" * 16, "gate": {"verdict": "pass"}}
+        if test is not None:
+            held = "".join(json.dumps({"id": f"i{number}", "text": line}) + "\n" for number, line in enumerate(test))
+            (folder / "documents" / "test.jsonl").write_text(held)
+        lineage = {"callable": "deepseek.prepare:prepare_data", "code": code, "gate": {"verdict": "pass"}}
+        lineage |= {"raw": raw} if raw else {}
         return DatasetRepository.open(self.stores.at(self.stores.uri)).commit(
             folder,
             name="corpus",
@@ -146,6 +152,7 @@ class World:
         learning_rate: float = 0.001,
         record: bool = True,
         hardware: str = "1x2 ranks, engine local",
+        selection: str = "corpus@small-test-set",
     ) -> ModelVersion:
         """Do what a run leaves behind: evidence, a model, its evaluation, the version, the experiment, its cost."""
         blobs, git = self.stores.blobs, self.developer.remote
@@ -189,7 +196,7 @@ class World:
                 model=model,
                 metrics={"val_loss": loss, "training_loss": loss},
             ),
-            evaluations=[_evaluation(blobs, self.folder / "items" / run_id, model, loss)],
+            evaluations=[_evaluation(blobs, self.folder / "items" / run_id, model, loss, selection)],
             actor=f"run {run_id}",
             run=run_id,
         )
@@ -224,7 +231,7 @@ def _safetensors(salt: str) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def _evaluation(blobs: StoreBlobs, folder: Path, model: FileSet, loss: float) -> Evaluation:
+def _evaluation(blobs: StoreBlobs, folder: Path, model: FileSet, loss: float, selection: str) -> Evaluation:
     """Return 60 items around ``loss``; the same item is easy or hard for every model, as in life."""
     folder.mkdir(parents=True)
     dice = random.Random(7)  # noqa: S311
@@ -235,7 +242,7 @@ def _evaluation(blobs: StoreBlobs, folder: Path, model: FileSet, loss: float) ->
     return Evaluation(
         stage="quick-check",
         model=model.fingerprint,
-        dataset="corpus@small-test-set",
+        dataset=selection,
         metrics={"val_loss": mean},
         num_items=len(items),
         items=blobs.put_folder(folder).files[0],

@@ -8,12 +8,14 @@ from deepseek_ops.adapters.git.tracing import Sought, Trace
 from deepseek_ops.core.config import PipelineFile
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.records import RunManifest, TrainingPlan
+from deepseek_ops.pipeline.environment_records import RUN_ENVIRONMENT
 from deepseek_ops.pipeline.lineage_evidence import code_files, evidence_place
 from deepseek_ops.pipeline.lineage_records import Link
 from deepseek_ops.pipeline.lineage_sources import Sources
 from deepseek_ops.pipeline.lineage_targets import Subject, version_of_bundle
 from deepseek_ops.pipeline.releases import EXPERIMENT
 from deepseek_ops.pipeline.runs import config_of
+from deepseek_ops.registry import REGISTRY_KIND
 
 _FOUND = {
     "commit": "by its id",
@@ -117,7 +119,7 @@ def environment_link(sources: Sources, subject: Subject, manifest: RunManifest) 
     else:
         details["lock"] = ""
         missing.append("the commit has no lock file: only the key tells environments apart")
-    resolved = evidence.resolved if evidence else ""
+    resolved = trained_with(sources, subject.run)
     if resolved:
         details["resolved"] = resolved
     else:
@@ -141,11 +143,12 @@ def base_link(sources: Sources, manifest: RunManifest) -> Link:
     if version is None:
         problem = f"no registry that was asked has a bundle {manifest.base[:12]}"
         return Link(part="base", summary=f"bundle {manifest.base[:12]}", digest=manifest.base, missing=(problem,))
+    where = sources.fact(REGISTRY_KIND, version.name)
     return Link(
         part="base",
         summary=f"{version.name} {version.version}",
         digest=manifest.base,
-        stored=version.bundle_key,
+        stored=f"{str(where.body['uri']).rstrip('/')}/{version.bundle_key}" if where else version.bundle_key,
         details={"model": version.name, "version": version.version, "metrics": dict(version.metrics)},
     )
 
@@ -189,6 +192,12 @@ def decided(plan: TrainingPlan) -> dict[str, JsonValue]:
         "zero_stage": plan.zero_stage,
         "world_size": plan.world_size,
     }
+
+
+def trained_with(sources: Sources, run: str) -> str:
+    """Return the blob that lists the packages a run's training had; empty when none was recorded."""
+    found = sources.find(RUN_ENVIRONMENT, prefix=f"{run}/train-") if run else []
+    return next((str(fact.body["environment"]) for fact in found), "")
 
 
 def read_config(sources: Sources, manifest: RunManifest) -> tuple[PipelineFile | None, str]:

@@ -82,7 +82,6 @@ class TrainingEvidence(Record):
     trial: int | None = Field(default=None, description="The winning trial.")
     objective: float | None = Field(default=None, description="What the winning trial reached.")
     trials: int = Field(default=0, ge=0, description="Trials that were compared.")
-    resolved: str = Field(default="", description="Blob of the set of packages that was really installed.")
 
 
 Lineage.model_rebuild()
