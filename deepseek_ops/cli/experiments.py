@@ -106,4 +106,5 @@ def _dataset(one: Experiment) -> str:
 def _cell(value: Value | None) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else repr(text)  # anybody may have written it: no escape sequences

@@ -74,7 +74,7 @@ def experiments_of(texts: Iterable[RecordText]) -> list[Experiment]:
             key = (record.run_id, record.manifest)
             found[key] = _with(found[key], text) if key in found else _new(record, text)
     named = (replace(one, releases=tuple(sorted(releases.get(one.record.manifest, [])))) for one in found.values())
-    return sorted(named, key=lambda one: (-one.time, one.commit, one.record.run_id))
+    return sorted(named, key=lambda one: -one.time)  # of equal ones, as Git has them
 
 
 def row_of(experiment: Experiment) -> dict[str, Value]:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import StaleRefError
 from deepseek_ops.core.ports import Facts, GitRemote, NewCommit, NewTag
 from deepseek_ops.core.records import (
     AuditEvent,
     Checkpoint,
     DatasetVersion,
+    Evaluation,
     ModelVersion,
     Release,
     RunManifest,
     TrainingPlan,
 )
 from deepseek_ops.data import DatasetPointer, pointer_path, pointer_text
+from deepseek_ops.pipeline.recording import push_record
 from deepseek_ops.pipeline.records_in_git import (
+    Comparison,
     ExperimentRecord,
     ReleaseRecord,
     experiment_message,
     experiment_tag,
     release_message,
 )
-from deepseek_ops.pipeline.registration import Stores, find_version
+from deepseek_ops.pipeline.registration import Stores, find_version, registry_named
 from deepseek_ops.pipeline.runs import config_of
 
 EXPERIMENT = "experiment"
@@ -46,23 +49,31 @@ def record_experiment(
     version: ModelVersion,
     run_id: str,
     date: dt.date,
+    tracker_url: str = "",
 ) -> dict[str, JsonValue]:
-    """Push the experiment's commit and annotated tag and return ``{tag, tag_object, commit, branch, release_run}``.
+    """Push the experiment's record with its tag and return ``{tag, tag_object, commit, way, on_branch, release_run}``.
 
-    The commit stands on the commit that was trained and adds the dataset pointer and the result. It moves the branch
-    forward where the branch still is there; where people have pushed meanwhile, only the tag holds it: their work is
-    never rewritten. A second call pushes the same ids.
+    As a commit, it stands on the commit that was trained and adds the dataset pointer and the result. It moves the
+    branch forward where the branch still is there; where people have pushed meanwhile, only the tag holds it: their
+    work is never rewritten. The pipeline file's ``records`` say what is done where bots may not commit. A second call
+    pushes the same ids.
     """
     manifest = version.manifest
+    config = config_of(stores.blobs, manifest)
+    registry = registry_named(stores, facts, version.name)
+    evaluations = registry.read_bundle(version.version, digest=version.bundle).evaluations
     record = ExperimentRecord(
         model=version.name,
         dataset=dataset.name,
         hyperparameters=_decided(plan),
         hardware=manifest.hardware,
         performance=version.metrics,
+        comparisons=_comparisons(config.validation.metric, evaluations),
+        version=version.version,
         run_id=run_id,
         dataset_version=dataset.version,
         manifest=manifest.fingerprint,
+        tracker_url=tracker_url,
     )
     message = experiment_message(record)
     tag = experiment_tag(date, f"{manifest.source.short}-{manifest.fingerprint[:8]}")
@@ -72,15 +83,13 @@ def record_experiment(
         message=message,
         files=_files(stores.uri, dataset, manifest, checkpoint, version),
     )
-    try:
-        ids = git.publish(commit=commit, tags=[NewTag(name=tag, target="", message=message)])
-    except StaleRefError:
-        held = NewCommit(branch="", parent=commit.parent, message=commit.message, files=commit.files)
-        ids = git.publish(commit=held, tags=[NewTag(name=tag, target="", message=message)])
+    done = push_record(git, config.records, commit=commit, tag=tag)
     recorded: dict[str, JsonValue] = {
         "tag": tag,
-        "tag_object": ids[tag],
-        "commit": ids.get(commit.branch) or ids[""],
+        "tag_object": done.tag_object,
+        "commit": done.commit,
+        "way": done.way,
+        "on_branch": done.on_branch,
         "release_run": f"release__{version.name}-{version.version}",
     }
     _keep(facts, EXPERIMENT, f"{version.name}/{version.version}", recorded, run=run_id)
@@ -133,6 +142,15 @@ def _decided(plan: TrainingPlan) -> dict[str, JsonValue]:
     """Return the hyperparameters that decided the weights, unset ones left out."""
     values = plan.hyperparameters.model_dump(mode="json", exclude_none=True)
     return {**values, "seed": plan.seed, "zero_stage": plan.zero_stage, "world_size": plan.world_size}
+
+
+def _comparisons(metric: str, evaluations: Sequence[Evaluation]) -> dict[str, Comparison]:
+    """Return the judged metric beside the champion's, from the stage with the most items."""
+    compared = sorted(evaluations, key=lambda one: -one.num_items)
+    for one in compared:
+        if one.champion and one.delta is not None and one.interval is not None:
+            return {metric: Comparison(champion=one.champion, delta=one.delta, interval=one.interval)}
+    return {}
 
 
 def _files(

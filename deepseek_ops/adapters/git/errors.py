@@ -11,6 +11,7 @@ from deepseek_ops.core.errors import (
     GitUnreachableError,
     PermanentError,
     RefNotFoundError,
+    StaleRefError,
     TransientError,
 )
 
@@ -101,6 +102,11 @@ class CheckoutTargetError(PermanentError):
 
     def __str__(self) -> str:
         return f"{self.target} is not empty and {self.path} is not as in the commit; choose a fresh folder."
+
+
+@dataclass(eq=False)
+class LostRaceError(StaleRefError):
+    """The server took another push first; which refs that moved is known when they are read again."""
 
 
 _NOT_FOUND = re.compile(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
-from deepseek_ops.adapters.git.errors import TagConflictError, UnsafePathError, explain, problem_line
+from deepseek_ops.adapters.git.errors import LostRaceError, TagConflictError, UnsafePathError, explain, problem_line
 from deepseek_ops.adapters.git.export import path_problem
 from deepseek_ops.adapters.git.identity import EMAIL, NAME, date_of, identity
 from deepseek_ops.adapters.git.mirror import Mirror
@@ -213,12 +213,12 @@ def _refusal(git: Git, porcelain: str, message: str) -> DeepSeekOpsError:
         names, _, reason = rest.partition("\t")
         ref = names.rpartition(":")[2]
         if _MOVED.search(reason):
-            return StaleRefError(git.address.url, ref)
+            return LostRaceError(git.address.url, ref)
         # "remote rejected": a rule of the host. Its own words are on the lines the remote printed.
         told = [text for text in message.splitlines() if text.startswith("remote:") and text.strip() != "remote:"]
         return GitAccessError(
             git.address.url, f"{ref} {reason}; {problem_line(told[0]) if told else 'no reason given'}"
         )
     if refused:
-        return StaleRefError(git.address.url, refused[0].partition("\t")[2].partition("\t")[0].rpartition(":")[2])
+        return LostRaceError(git.address.url, refused[0].partition("\t")[2].partition("\t")[0].rpartition(":")[2])
     return explain(git.address.url, "push", message)

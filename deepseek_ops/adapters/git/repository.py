@@ -7,12 +7,12 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
 
 from deepseek_ops.adapters.git.address import parse_address
 from deepseek_ops.adapters.git.command import Credentials, Git
+from deepseek_ops.adapters.git.errors import LostRaceError
 from deepseek_ops.adapters.git.export import export_tree
 from deepseek_ops.adapters.git.journal import fetched, record_texts
 from deepseek_ops.adapters.git.merging import build_merge, fetched_for_merge, merge_commits
@@ -21,14 +21,15 @@ from deepseek_ops.adapters.git.notes import Edit, fetch_notes, read_notes
 from deepseek_ops.adapters.git.publish import annotate, publish, publish_merge
 from deepseek_ops.adapters.git.refs import RefsSeen, RemoteRef, list_refs, list_refs_async, matches, prefixes_of
 from deepseek_ops.adapters.git.small_texts import small_texts
-from deepseek_ops.core.errors import GitAccessError, RefNotFoundError, StaleRefError
+from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
 from deepseek_ops.core.ports import NOTES_REF, MergedTree, NewCommit, NewNote, NewTag, RecordText
 from deepseek_ops.core.records import GitRef
 
 T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
-NOTE_ATTEMPTS = 40
+RACES = 40
+"""Pushes that may be lost to others before it is an error."""
 _ALL = ("refs/heads/*", "refs/tags/*")
 
 
@@ -158,7 +159,7 @@ class GitRepository:
             with self._mirror.locked():
                 return publish(self._git, self._mirror, commit=commit, tags=tags, delete=delete, notes=notes)
 
-        return _insisting(push, {note.ref for note in notes})
+        return _insisting(push)
 
     def notes(self, ref: str = NOTES_REF) -> dict[str, str]:
         """Return commit -> note of a notes ref."""
@@ -180,7 +181,7 @@ class GitRepository:
             with self._mirror.locked():
                 return annotate(self._git, self._mirror, ref, [(self._checked(commit), edit)])
 
-        return _insisting(push, {ref})
+        return _insisting(push)
 
     def record_texts(self, refs: Sequence[str] = ()) -> Iterator[RecordText]:
         """Yield what may hold records; see the port."""
@@ -210,11 +211,15 @@ class GitRepository:
         self, branch: str, merged: MergedTree, *, parents: Sequence[str], files: Mapping[str, bytes], message: str
     ) -> str:
         """Push the merge commit to a branch and return its id; see the port."""
-        with self._mirror.locked():
-            work = fetched_for_merge(self._git, self._mirror, [self._checked(parent) for parent in parents])
-            made = build_merge(work, merged.tree, parents=parents, files=files, message=message)
-            publish_merge(self._git, work, branch, made=made, parent=parents[0])
-        return made
+
+        def push() -> str:
+            with self._mirror.locked():
+                work = fetched_for_merge(self._git, self._mirror, [self._checked(parent) for parent in parents])
+                made = build_merge(work, merged.tree, parents=parents, files=files, message=message)
+                publish_merge(self._git, work, branch, made=made, parent=parents[0])
+                return made
+
+        return _insisting(push)
 
     def _patch_id(self, git: Git, commit: str) -> str:
         options = ["--root", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-commit-id"]
@@ -229,13 +234,16 @@ class GitRepository:
         return commit
 
 
-def _insisting(push: Callable[[], T], notes: AbstractSet[str]) -> T:
-    """Return what ``push`` returns, tried again while others are faster with notes: each lost race is progress."""
-    for attempt in range(NOTE_ATTEMPTS):
+def _insisting(push: Callable[[], T]) -> T:
+    """Return what ``push`` returns, tried again while others are faster: each lost race is somebody's progress.
+
+    ``push`` reads the refs anew and raises StaleRefError itself where one that it needs has really moved.
+    """
+    for attempt in range(RACES):
         try:
             return push()
-        except StaleRefError as error:
-            if error.ref not in notes or attempt == NOTE_ATTEMPTS - 1:
+        except LostRaceError:
+            if attempt == RACES - 1:
                 raise
         time.sleep(random.uniform(0, 0.05 * 2 ** min(attempt, 6)))  # noqa: S311  (spreads writers)
     raise AssertionError("the last attempt returned or raised")

@@ -64,13 +64,16 @@ class RegisterModelOperator(DeepSeekOpsOperator):
 
 
 class RecordExperimentOperator(DeepSeekOpsOperator):
-    """Push the structured experiment commit and its annotated tag with the metrics to the model repository.
+    """Push the structured record of the experiment and its annotated tag with the metrics to the model repository.
+
+    The pipeline file's ``records`` say whether it is a commit, a Git note or the tag alone.
 
     :param dataset: what ``PrepareDatasetOperator`` returned (templated).
     :param plan: what ``PlanTrainingOperator`` returned (templated).
     :param checkpoint: what was trained (templated).
     :param version: what ``RegisterModelOperator`` returned (templated).
-    :return: ``{tag, tag_object, commit, release_run}``.
+    :param tracker_url: page of the run in an experiment tracker, written into the record (templated).
+    :return: ``{tag, tag_object, commit, way, on_branch, release_run}``.
     """
 
     template_fields: Sequence[str] = (
@@ -79,6 +82,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         "plan",
         "checkpoint",
         "version",
+        "tracker_url",
     )
 
     def __init__(
@@ -88,6 +92,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         plan: Any,
         checkpoint: Any,
         version: Any,
+        tracker_url: Any = "",
         git_conn_id: str = "{{ params.repository }}",
         **kwargs: Any,
     ) -> None:
@@ -96,6 +101,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         self.plan = plan
         self.checkpoint = checkpoint
         self.version = version
+        self.tracker_url = tracker_url
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import Checkpoint, DatasetVersion, ModelVersion, TrainingPlan
@@ -112,6 +118,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
             version=ModelVersion.load(as_object(self.version)),
             run_id=str(context["run_id"]),
             date=dag_run.run_after.date(),
+            tracker_url=str(self.tracker_url or ""),
         )
-        self.log.info("tag %s on commit %s", recorded["tag"], recorded["commit"])
+        self.log.info("recorded as %s: tag %s on commit %s", recorded["way"], recorded["tag"], recorded["commit"])
         return recorded

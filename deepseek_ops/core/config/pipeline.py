@@ -13,6 +13,7 @@ from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.config.base import Config, Place, Problem, Problems
 from deepseek_ops.core.config.data import Data
 from deepseek_ops.core.config.delivery import Deployment, Experiment, ReleaseRules, Validation
+from deepseek_ops.core.config.recording import Records
 from deepseek_ops.core.config.setup import Jobs
 from deepseek_ops.core.config.training import Sweep, Training
 from deepseek_ops.core.config.triggers import Changes, GitPushTrigger, GitTagTrigger, Trigger
@@ -35,6 +36,7 @@ class PipelineFile(Config):
     validation: Validation = Field(default=Validation(), description="The gates.")
     deployment: Deployment | None = Field(default=None, description="Exports, registry, traffic; none = train only.")
     experiment: Experiment | None = Field(default=None, description="An A/B test between released versions.")
+    records: Records = Field(default=Records(), description="How results are written into Git.")
     release: ReleaseRules = Field(default=ReleaseRules(), description="Tags and approval.")
 
     _warnings: tuple[str, ...] = PrivateAttr(default=())
