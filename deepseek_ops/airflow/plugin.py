@@ -29,6 +29,11 @@ class DeepSeekOpsPlugin(AirflowPlugin):
             "name": "deepseek-ops datasets",
         },
         {
+            "app": LateApp("deepseek_ops.airflow.ui.lineage:build_lineage_app"),
+            "url_prefix": "/deepseek-ops/lineage",
+            "name": "deepseek-ops lineage",
+        },
+        {
             "app": LateApp("deepseek_ops.airflow.ui.hooks:build_hooks_app"),
             "url_prefix": "/deepseek-ops/hooks",
             "name": "deepseek-ops webhooks",

@@ -214,6 +214,11 @@ def open_tracer(
     return GitTracer(Git(parse_address(url), Credentials(username, password, ssh_key, known_hosts)), cache)
 
 
+def tracer_of(repository: GitRepository, cache: Path) -> GitTracer:
+    """Return the tracer of an opened repository, with its login."""
+    return GitTracer(repository._git, cache)
+
+
 def _everywhere() -> list[str]:
     return [f"--glob={_HERE}heads/*", f"--glob={_HERE}tags/*"]
 
