@@ -278,9 +278,25 @@ class Watching(RuleBasedStateMachine):
         self.now += seconds
         self.poll()
 
-    @rule()
-    def look_and_lose_the_server(self) -> None:
+    @rule(branch=st.sampled_from(BRANCHES))
+    def come_back(self, branch: str) -> None:
+        """Seen to be deleted, a branch is new again, at whatever commit."""
+        if commit := self.bare.refs.get(f"refs/heads/{branch}"):
+            self.delete(f"refs/heads/{branch}")
+            self.poll()
+            self.bare.update(f"refs/heads/{branch}", commit)
+            self.poll()
+
+    @rule(branch=st.sampled_from(BRANCHES), pauses=st.lists(st.sampled_from([1.0, 20.0, 29.0, 31.0]), max_size=14))
+    def burst(self, branch: str, pauses: list[float]) -> None:
+        for seconds in pauses:
+            self.push(branch, ["deepseek/a"])
+            self.time_passes(seconds)
+
+    @rule(branch=st.sampled_from(BRANCHES))
+    def look_and_lose_the_server(self, branch: str) -> None:
         """The refs were told; when the commits are to be fetched the server is away."""
+        self.push(branch, ["deepseek/b"])
         shutil.rmtree(self.folder / "cache", ignore_errors=True)  # else it need not be asked
         self.poll(server=False)
 
@@ -348,7 +364,7 @@ class Watching(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_each_wanted_move_is_told_once_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "8"))
+    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "20"))
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Watching,
         settings=settings(

@@ -47,8 +47,11 @@ class Mirror:
     def tips(self, commits: Sequence[str], *, depth: int = 1) -> Git:
         """Return a git that has the commits and their trees (``depth`` 2: with their parents')."""
         git = self._open("tips.git", "blob:none", commits)
-        missing = list(commits) if depth > 1 else [commit for commit in commits if not _has(git, commit)]
-        self._fetch(git, missing, f"--depth={depth}", "--filter=blob:none")
+        held = [] if depth > 1 else [commit for commit in commits if _has(git, commit)]
+        # No ref here names what is held: without saying so, every fetch would bring all trees again.
+        known = [f"--negotiation-tip={commit}" for commit in held]
+        missing = [commit for commit in commits if commit not in held]
+        self._fetch(git, missing, f"--depth={depth}", "--filter=blob:none", *known)
         return git
 
     def pair(self, old: str, new: str) -> Git:
