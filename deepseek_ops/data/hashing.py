@@ -20,7 +20,7 @@ from deepseek_ops.data.statcache import StatCache
 
 BATCH_BYTES = 2 << 20
 BATCH_FILES = 128
-LARGE_AT_ONCE = 4
+LARGE_AT_ONCE = max(2, min(4, parallel.CORES))
 LARGE_BUDGET = 192 << 20
 """Memory for large files in transfer."""
 IN_MEMORY_BYTES = 64 << 20

@@ -17,7 +17,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-READERS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+CORES = len(os.sched_getaffinity(0))
+READERS = max(1, min(4, CORES // 2))
 """Threads for work on small files; one means the calling thread."""
 
 
