@@ -1,0 +1,7 @@
+"""Experiment trackers: mirrors of what the facts, the store and Git hold, for teams that look there."""
+
+from __future__ import annotations
+
+from deepseek_ops.adapters.trackers.mlflow import MLflowTracker
+
+__all__ = ["MLflowTracker"]

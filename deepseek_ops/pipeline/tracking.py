@@ -1,0 +1,183 @@
+"""Runs in an experiment tracker: what it is told, and the mirror that copies the metrics of a training into it.
+
+The training writes its metrics to the store and knows no tracker. The mirror reads those write-once segments from
+outside the step path, so the store is the queue: it is bounded by nothing but the disk, survives every restart, and a
+tracker that is away costs the run nothing. Points get the time of their segment, which makes sending them again
+harmless, and a mirror that starts over repeats itself without doubling anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError
+from deepseek_ops.core.ports import Facts, ObjectInfo, ObjectStore
+from deepseek_ops.core.records import DatasetVersion, Name, Record, RunManifest, TrainingPlan
+from deepseek_ops.core.reporting import MetricPoint, RunEnd, TrackedRun, Tracker, TrackerRun
+
+TRACKED = "tracked-run"
+"""Kind of the facts that say where a run is in a tracker, keyed ``<tracker>/<run id>``."""
+MAX_POINTS = 5_000
+"""Points read before they are sent: what the mirror holds in memory."""
+
+_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "inf": math.inf, "-inf": -math.inf}
+
+
+class TrackedPlace(Record):
+    """Where one run is in one tracker."""
+
+    tracker: Name
+    run_id: str = Field(description="In the tracker.")
+    url: str
+    commit: str
+    plan: str = Field(description="Fingerprint of the TrainingPlan.")
+
+
+@dataclass(slots=True)
+class MirrorReport:
+    """What a mirror did: points sent in all, and why the rest is missing, empty when nothing is."""
+
+    sent: int = 0
+    problem: str = ""
+
+
+def tracked_run(
+    manifest: RunManifest, dataset: DatasetVersion, plan: TrainingPlan, *, run_id: str, run_url: str = ""
+) -> TrackedRun:
+    """Return a run as a tracker shows it: found again by our run id, and with the way back to commit and data."""
+    source = manifest.source
+    values = plan.hyperparameters.model_dump(mode="json", exclude_none=True)
+    decided = {
+        **values,
+        "seed": plan.seed,
+        "method": plan.method,
+        "precision": plan.precision,
+        "zero_stage": plan.zero_stage,
+        "world_size": plan.world_size,
+        "model_type": plan.model.get("model_type", ""),
+    }
+    links = [f"Commit `{source.commit}` of {source.repository} ({source.short})."]
+    links += [f"[Airflow run {run_id}]({run_url})"] if run_url else [f"Airflow run {run_id}"]
+    return TrackedRun(
+        key=run_id,
+        name=f"{source.short} {source.commit[:8]}",
+        experiment=manifest.name,
+        params={key: value if isinstance(value, str) else json.dumps(value) for key, value in decided.items()},
+        tags={
+            "deepseek_ops.run_id": run_id,
+            "deepseek_ops.run_url": run_url,
+            "deepseek_ops.commit": source.commit,
+            "deepseek_ops.ref": source.name,
+            "deepseek_ops.manifest": manifest.evolve(dataset=dataset.version).fingerprint,
+            "deepseek_ops.plan": plan.fingerprint,
+            "deepseek_ops.dataset": dataset.name,
+            "deepseek_ops.dataset_version": dataset.version,
+            "deepseek_ops.environment": manifest.environment,
+            "mlflow.source.type": "PROJECT",
+            "mlflow.source.name": source.repository,
+            "mlflow.source.git.commit": source.commit,
+            "mlflow.source.git.branch": source.short,
+            "mlflow.source.git.repoURL": source.repository,
+            "mlflow.note.content": "\n\n".join(links),
+        },
+    )
+
+
+@dataclass(slots=True)
+class Mirror:
+    """Copies what a training has said so far to a tracker. One mirror belongs to one thread.
+
+    ``sync`` and ``finish`` raise nothing of ours: what a tracker or a store says is kept in ``report``, and the next
+    call goes on where the last one stood.
+    """
+
+    store: ObjectStore
+    prefix: str
+    """Of the run in the store: ``plan.run_prefix``."""
+    tracker: Tracker
+    run: TrackedRun
+    report: MirrorReport = field(default_factory=MirrorReport)
+    place: TrackerRun | None = None
+    _after: str = ""
+    _step: int = -1
+    """The last step that was sent: steps that run again after a restart have equal values and are left out."""
+
+    def sync(self) -> bool:
+        """Send what is new. Return whether all there is has been sent."""
+        try:
+            place = self.place or self.tracker.start(self.run)
+            self.place = place
+            for segments in self._batches():
+                points = [point for _, rows in segments for point in rows]
+                self.tracker.log(place.run_id, points)
+                self._after, self.report.sent = segments[-1][0], self.report.sent + len(points)
+                self._step = max([self._step, *(point.step for point in points)])
+        except DeepSeekOpsError as error:
+            self.report.problem = str(error)
+            return False
+        self.report.problem = ""
+        return True
+
+    def finish(self, end: RunEnd, tags: Mapping[str, str] | None = None) -> MirrorReport:
+        """Send the rest, say how the run ended, and return the report."""
+        if self.sync() and self.place is not None:
+            try:
+                self.tracker.finish(self.place.run_id, end, tags or {})
+            except DeepSeekOpsError as error:
+                self.report.problem = str(error)
+        return self.report
+
+    def _batches(self) -> Iterator[list[tuple[str, list[MetricPoint]]]]:
+        """Yield segments (key, points) in order, as many at a time as MAX_POINTS allows."""
+        held: list[tuple[str, list[MetricPoint]]] = []
+        last = self._step
+        for info in self.store.list(f"{self.prefix}/metrics/", start_after=self._after):
+            if not info.key.endswith(".jsonl"):
+                continue
+            points = list(_points(info, self.store.get(info.key), after=last))
+            last = max([last, *(point.step for point in points)])
+            held.append((info.key, points))
+            if sum(len(rows) for _, rows in held) >= MAX_POINTS:
+                yield held
+                held = []
+        if held:
+            yield held
+
+
+def remember_place(facts: Facts, place: TrackedPlace, *, run: str) -> None:
+    """Store where a run is in a tracker; a second call changes nothing, a run that was made anew is stored instead."""
+    key = f"{place.tracker}/{run}"
+    try:
+        facts.insert(TRACKED, key, place.dump(), run=run)
+    except ObjectExistsError:
+        fact = facts.get(TRACKED, key)
+        if fact is not None and fact.body != place.dump():
+            facts.update(fact, place.dump())
+
+
+def tracker_url(facts: Facts, run: str) -> str:
+    """Return where people see a run in its tracker, for the ``Tracker-Url`` of its commit; empty when nowhere."""
+    found = facts.find(TRACKED, run=run, limit=10)
+    return str(found[0].body.get("url", "")) if found else ""
+
+
+def _points(info: ObjectInfo, body: bytes, *, after: int) -> Iterator[MetricPoint]:
+    rows = [row for line in body.splitlines() if line.strip() and isinstance(row := json.loads(line), dict)]
+    end = int(info.modified * 1000)
+    seen = after
+    for at, row in enumerate(rows):
+        step = row.get("step")
+        if not isinstance(step, int) or step <= seen:
+            continue
+        seen = step
+        # A millisecond apart, so that a chart over time has them in order.
+        time_ms = max(end - len(rows) + 1 + at, 0)
+        for name, value in row.items():
+            number = _NUMBERS.get(value) if isinstance(value, str) else value
+            if name != "step" and isinstance(number, int | float) and not isinstance(number, bool):
+                yield MetricPoint(name, float(number), step, time_ms)
