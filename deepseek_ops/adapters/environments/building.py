@@ -16,7 +16,6 @@ from deepseek_ops.adapters.local_launcher.environment_use import IN_USE
 from deepseek_ops.core.environments import EnvironmentLock, Pin
 
 _CONDA = ("micromamba", "mamba", "conda")
-_CHECK = "import deepseek_ops.jobs.__main__"
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,9 @@ class Build:
             self._create()
         notes = self.folder / "deepseek-ops"
         notes.mkdir(mode=0o700)
-        self._install_lock(notes)
-        self._install_runtime(notes)
+        self._install(notes)
         self._link_ourselves()
-        self._run("checking that our jobs start in it", [str(self.python), "-c", _CHECK])
+        self._run("checking that our jobs start in it", [str(self.python), "-c", self.runtime.check])
         (self.folder / IN_USE).touch(mode=0o600)
 
     def _create(self) -> None:
@@ -69,42 +67,43 @@ class Build:
         command = [conda, "create", "--yes", "--quiet", "--prefix", str(self.folder), *channels]
         self._run("creating the conda environment", [*command, f"python={python}", *self.lock.conda, "pip"])
 
-    def _install_lock(self, notes: Path) -> None:
-        if not self.lock.pins:
-            return
-        wanted = notes / "lock.txt"
-        wanted.write_text(_rendered(self.lock.pins, self.lock.options, hashes=self.lock.require_hashes))
-        pinned = notes / "constraints.txt"
-        pinned.write_text(_rendered(self.lock.constraints, (), hashes=False))
-        if self.lock.require_hashes:
-            self._pip("installing the lock", "--require-hashes", "--requirement", str(wanted))
-        else:
-            fixed = ["--requirement", str(wanted), "--constraint", str(pinned)]
-            self._pip_like_ours("installing the lock", fixed, notes)
+    def _install(self, notes: Path) -> None:
+        """Install the lock, by its hashes where it has them, and what our jobs import and the lock does not have.
 
-    def _install_runtime(self, notes: Path) -> None:
-        """Add what our jobs import and the lock does not have, where possible in the versions that we run with."""
-        if not self.runtime.requirements:
-            return
-        needed = notes / "runtime.txt"
-        needed.write_text("".join(f"{line}\n" for line in self.runtime.requirements))
-        held = notes / "held.txt"
-        held.write_text(_rendered([pin for pin in self.lock.pins if pin.version], (), hashes=False))
-        fixed = ["--requirement", str(needed), "--constraint", str(held)]
-        self._pip_like_ours("installing what deepseek-ops needs beside the lock", fixed, notes)
+        One resolution sees both, so that nothing of ours replaces what a locked package needs. Packages that the lock
+        does not name come in the versions we run with, or, if that cannot be, in the newest.
+        """
+        files = []
+        if self.lock.pins and self.lock.require_hashes:
+            hashed = self._written(notes, "hashed.txt", rendered(self.lock.pins, self.lock.options, hashes=True))
+            self._pip("installing the lock", "--require-hashes", "--requirement", hashed)
+        if self.lock.pins:
+            pins = rendered(self.lock.pins, self.lock.options, hashes=False)
+            files += ["--requirement", self._written(notes, "lock.txt", pins)]
+        if self.runtime.requirements:
+            needed = "".join(f"{line}\n" for line in self.runtime.requirements)
+            files += ["--requirement", self._written(notes, "runtime.txt", needed)]
+        if self.lock.constraints:
+            limits = rendered(self.lock.constraints, (), hashes=False)
+            files += ["--constraint", self._written(notes, "constraints.txt", limits)]
+        if self.lock.pins or self.runtime.requirements:
+            self._install_like_ours("installing the lock, and what deepseek-ops needs beside the lock", files, notes)
 
-    def _pip_like_ours(self, step: str, fixed: Sequence[str], notes: Path) -> None:
-        """Install; packages the lock does not name come in our versions, or, if that cannot be, in the newest."""
+    def _install_like_ours(self, step: str, files: Sequence[str], notes: Path) -> None:
         named = {pin.name for pin in (*self.lock.pins, *self.lock.constraints)}
-        ours = notes / "ours.txt"
-        ours.write_text("".join(f"{name}=={version}\n" for name, version in self.runtime.versions if name not in named))
-        try:
-            self._pip(step, *fixed, "--constraint", str(ours))
-        except EnvironmentBuildError:
-            if not self.runtime.versions:
-                raise
-            self.commands.say("the lock does not go with this worker's versions: resolving what it leaves open afresh")
-            self._pip(step, *fixed)
+        ours = "".join(f"{name}=={version}\n" for name, version in self.runtime.versions if name not in named)
+        if ours:
+            try:
+                self._pip(step, *files, "--constraint", self._written(notes, "ours.txt", ours))
+            except EnvironmentBuildError:
+                self.commands.say("this does not go with the worker's own versions: resolving what is left open afresh")
+            else:
+                return
+        self._pip(step, *files)
+
+    def _written(self, notes: Path, name: str, text: str) -> str:
+        (notes / name).write_text(text)
+        return str(notes / name)
 
     def _pip(self, step: str, *arguments: str) -> None:
         uv = find_uv()
@@ -114,7 +113,11 @@ class Build:
                 self.commands.environment
             )
             backend = ["--torch-backend", torch] if torch and not elsewhere else []
-            command = [uv, "pip", "install", "--python", str(self.python), *backend, *arguments]
+            # uv reads no variable for this, and an index that was not meant may have other packages of the same name.
+            alone = (
+                ["--no-index"] if self.commands.environment.get("UV_NO_INDEX", "0") not in ("", "0", "false") else []
+            )
+            command = [uv, "pip", "install", "--python", str(self.python), *backend, *alone, *arguments]
         else:
             command = [str(self.python), "-m", "pip", "install", "--no-input", "--progress-bar=off"]
             command += arguments
@@ -130,7 +133,7 @@ class Build:
         self.commands.run(step, command, folder=self.folder.parent)
 
 
-def _rendered(pins: Sequence[Pin], options: Sequence[str], *, hashes: bool) -> str:
+def rendered(pins: Sequence[Pin], options: Sequence[str], *, hashes: bool) -> str:
     """Return a requirements file of the pins."""
     lines = list(options)
     for pin in pins:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +27,8 @@ class Runtime:
     """What our jobs need, as ranges."""
     versions: tuple[tuple[str, str], ...]
     """(package, version) of all that these need, as this interpreter has it: taken where the lock says nothing."""
+    check: str = "import deepseek_ops.jobs.__main__"
+    """What every new environment has to be able to run before anybody gets it."""
     torch_build: str = ""
     """Build of torch that this interpreter has, such as cpu or cu130; empty = the index's own."""
 
@@ -46,12 +49,30 @@ class Runtime:
 
 def _direct(extra: str) -> dict[str, str]:
     """Return name -> requirement of ours under one extra ("" = always), without its marker."""
-    found = {}
-    for requirement in _requires(PROJECT, (extra,)):
-        if requirement.marker is None or extra:
+    found: dict[str, str] = {}
+    for requirement in _own(extra):
+        if canonical_name(requirement.name) == PROJECT:
+            for one in requirement.extras:
+                found.update(_direct(one))
+        else:
             extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
             found[canonical_name(requirement.name)] = f"{requirement.name}{extras}{requirement.specifier}"
     return found
+
+
+def _own(extra: str) -> list[Requirement]:
+    """Return our requirements under an extra. In a checkout its pyproject.toml is newer than what was installed."""
+    file = Path(__file__).resolve().parents[3] / "pyproject.toml"
+    try:
+        project = tomllib.loads(file.read_text())["project"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        project = {}
+    if project.get("name") != PROJECT:
+        always = {str(one) for one in _requires(PROJECT, ("",))} if extra else set[str]()
+        return [one for one in _requires(PROJECT, (extra,)) if str(one) not in always]
+    lines = project["optional-dependencies"].get(extra, []) if extra else project["dependencies"]
+    wanted = [Requirement(line) for line in lines]
+    return [one for one in wanted if one.marker is None or one.marker.evaluate()]
 
 
 def _closure(names: Iterable[str]) -> dict[str, str]:
