@@ -22,6 +22,7 @@ from deepseek_ops.pipeline.datasets import prepare_job, prepared, raw_name, raw_
 from deepseek_ops.pipeline.environment import committed_lock, environment_key
 from deepseek_ops.pipeline.identity import content_identity, made_before
 from deepseek_ops.pipeline.once import RESULT, remembered
+from deepseek_ops.pipeline.pinning import held_to, is_used_as_it_is, pinned
 from deepseek_ops.pipeline.registration import Stores
 from deepseek_ops.pipeline.runs import RunPlan, Stage, code_of, config_of
 from deepseek_ops.pipeline.sweeps import best_trial, study_of, trials_of
@@ -60,14 +61,18 @@ def forecast(
     datasets: DatasetRepository | None = None,
     facts: Facts | None = None,
     against: str = "",
+    newest: bool = False,
 ) -> RunPlan:
-    """Return the plan with what each stage will find or do. Without stores and facts nothing of that is known."""
+    """Return the plan with what each stage will find or do. Without stores and facts nothing of that is known.
+
+    ``newest`` says that new data or a schedule starts the run: the commit's data pointer does not bind it.
+    """
     config = _config(git, run, stores)
     found = _Found()
     _environment(git, run, found, against)
     if stores is not None and datasets is not None and facts is not None:
         try:
-            _look(found, config, run, stores, datasets, facts)
+            _look(found, config, run, stores, datasets, facts, newest=newest)
         except DeepSeekOpsError as error:
             found.problems["data"] = f"cannot be looked up: {error}"
     rows = {stage.name: stage for stage in run.stages}
@@ -107,14 +112,13 @@ def _look(
     stores: Stores,
     datasets: DatasetRepository,
     facts: Facts,
+    *,
+    newest: bool,
 ) -> None:
     """Look stage by stage, as the tasks will; what a stage would make anew ends the search."""
-    raw = _raw(config, run, stores, datasets)
-    known = None if raw is None else remembered(facts, prepare_job(config, run, stores.blobs, raw, datasets))
-    if known is None:
+    dataset = _dataset(found, config, run, stores, datasets, facts, newest=newest)
+    if dataset is None:
         return
-    dataset = prepared(known)
-    found.lines["data"] = f"dataset {dataset.name} version {dataset.version[:12]}"
     model = model_config(stores.blobs, config, run)
     values: dict[str, JsonValue] = {}
     if config.training.searched:
@@ -134,6 +138,32 @@ def _look(
     same = made_before(facts, content_identity(config, run, code_of(stores.blobs, run), dataset))
     if same is not None:
         found.lines["register"] = same.text()
+
+
+def _dataset(
+    found: _Found,
+    config: PipelineFile,
+    run: RunPlan,
+    stores: Stores,
+    datasets: DatasetRepository,
+    facts: Facts,
+    *,
+    newest: bool,
+) -> DatasetVersion | None:
+    """Return the dataset version that the run will find, or None when it will make one."""
+    pin = pinned(config, run, stores.blobs, datasets, newest=newest)
+    if pin is not None and is_used_as_it_is(config, pin):
+        found.lines["data"] = f"dataset {pin.version.name} version {pin.version.version[:12]}, which the commit names"
+        return pin.version
+    raw = pin.raw if pin is not None and pin.raw is not None else _raw(config, run, stores, datasets)
+    known = None if raw is None else remembered(facts, prepare_job(config, run, stores.blobs, raw, datasets))
+    if known is None:
+        return None
+    dataset = prepared(known)
+    if pin is not None:
+        dataset, _ = held_to(config, run, pin, dataset, datasets)
+    found.lines["data"] = f"dataset {dataset.name} version {dataset.version[:12]}"
+    return dataset
 
 
 def _raw(

@@ -166,15 +166,6 @@ def push_policy(config: PipelineFile, ref: GitRef) -> Policy:
     return trigger.concurrency if trigger else "parallel"
 
 
-def explain(run: RunPlan) -> str:
-    """Return the plan as lines for people: what runs, what does not, and why."""
-    source = run.manifest.source
-    head = f"{run.manifest.name}: {source.short} at {source.commit[:12]}, environment {run.manifest.environment[:12]}"
-    lines = [f"  {'run ' if stage.runs else 'skip'}  {stage.name:<10} {stage.why}" for stage in run.stages]
-    budget = f"  budget: {run.budget_usd:.2f} USD" if run.budget_usd else "  budget: none"
-    return "\n".join([head, *lines, budget])
-
-
 def _load(text: bytes, ref: GitRef, overrides: Mapping[str, JsonValue]) -> PipelineFile:
     config = load_pipeline(text, file=f"{PIPELINE_FILE}@{ref.commit[:12]}")
     return config.with_overrides(overrides) if overrides else config

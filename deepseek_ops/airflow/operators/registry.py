@@ -14,6 +14,8 @@ from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 class RegisterModelOperator(DeepSeekOpsOperator):
     """Write the self-contained bundle of a model version; the same run registers the same version twice.
 
+    A run of content that was registered before, from whatever branch or commit, is linked to that version.
+
     :param run: what ``PlanRunOperator`` returned (templated).
     :param dataset: what ``PrepareDatasetOperator`` returned (templated).
     :param checkpoint: a :class:`~deepseek_ops.core.records.Checkpoint` as JSON (templated).
@@ -43,20 +45,30 @@ class RegisterModelOperator(DeepSeekOpsOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import Checkpoint, DatasetVersion, Evaluation, ExportedModel
+        from deepseek_ops.pipeline.identity import content_identity, link_run, made_before, remember_made
         from deepseek_ops.pipeline.registration import register_run, registry_of
-        from deepseek_ops.pipeline.runs import RunPlan
+        from deepseek_ops.pipeline.runs import RunPlan, code_of
 
         run = RunPlan.load(as_object(self.run))
         config = self.config(run)
+        run_id, dataset = str(context["run_id"]), DatasetVersion.load(as_object(self.dataset))
+        identity = content_identity(config, run, code_of(self.store_hook.blobs, run), dataset)
+        same = made_before(self.facts, identity)
         version = register_run(
             registry_of(config, self.store_hook, self.facts),
             run,
-            dataset=DatasetVersion.load(as_object(self.dataset)),
+            dataset=dataset,
             checkpoint=Checkpoint.load(as_object(self.checkpoint)),
             evaluations=[Evaluation.load(item) for item in self.evaluations if item],
             exports=[ExportedModel.load(item) for item in self.exports if item],
-            run_id=str(context["run_id"]),
+            run_id=run_id,
+            same=same.version if same else "",
         )
+        made = remember_made(self.facts, identity, version, run=run_id)
+        if made.run != run_id and made.version == version.version:
+            link_run(self.facts, run_id, made)
+            self.log.info("the same content as %s: no new version", made.text())
+            context["ti"].xcom_push(key="note", value=f"the same content as {made.text()}")
         self.log.info("registered %s %s, bundle %s", version.name, version.version, version.bundle[:12])
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {"name": version.name, "version": version.version}
@@ -105,8 +117,14 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import Checkpoint, DatasetVersion, ModelVersion, TrainingPlan
+        from deepseek_ops.pipeline.identity import linked
         from deepseek_ops.pipeline.releases import record_experiment
+        from deepseek_ops.pipeline.tags import experiment_of
 
+        run_id = str(context["run_id"])
+        if (same := linked(self.facts, run_id)) and (known := experiment_of(self.facts, same.model, same.version)):
+            self.log.info("the experiment is that of %s: tag %s", same.text(), known["tag"])
+            return known
         dag_run: Any = context["dag_run"]
         recorded = record_experiment(
             self.git,
@@ -116,7 +134,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
             plan=TrainingPlan.load(as_object(self.plan)),
             checkpoint=Checkpoint.load(as_object(self.checkpoint)),
             version=ModelVersion.load(as_object(self.version)),
-            run_id=str(context["run_id"]),
+            run_id=run_id,
             date=dag_run.run_after.date(),
             tracker_url=str(self.tracker_url or ""),
         )

@@ -14,7 +14,6 @@ from deepseek_ops.airflow.assets import DATASET, MODEL_REPOSITORY, MODEL_SCHEDUL
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 
 if TYPE_CHECKING:
-    from deepseek_ops.core.records import GitRef
     from deepseek_ops.pipeline.pushes import Source
 
 
@@ -128,11 +127,11 @@ class PlanRunOperator(DeepSeekOpsOperator):
         from deepseek_ops.pipeline.runs import plan_run
 
         params: Any = context["params"]
-        ref: GitRef = Source.load(as_object(self.source)).ref
+        source = Source.load(as_object(self.source))
         run = plan_run(
             self.git,
             self.store_hook.blobs,
-            ref,
+            source.ref,
             resolve_base=lambda config: resolve_base(config, self.store_hook, self.facts),
             overrides=as_object(params.get("overrides") or {}),
             budget_usd=params.get("budget_usd"),
@@ -144,7 +143,8 @@ class PlanRunOperator(DeepSeekOpsOperator):
             self.log.warning("%s", warning)
         change = change_of_run(self.git, run, config)
         hook = self.store_hook
-        run = forecast(self.git, run, change, stores=hook, datasets=hook.datasets, facts=self.facts)
+        newest = source.cause in ("data", "schedule")
+        run = forecast(self.git, run, change, stores=hook, datasets=hook.datasets, facts=self.facts, newest=newest)
         text = explain_plan(run, change)
         self.log.info("%s", text)
         context["ti"].xcom_push(key="note", value=text)
