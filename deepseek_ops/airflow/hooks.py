@@ -113,7 +113,8 @@ class GitRemoteHook(PortHook):
     """The model repository behind a ``git`` connection, with the fields of the Git provider's ``GitHook``.
 
     Host = URL, login = user name, password = token; extras ``key_file`` or ``private_key``, ``known_hosts_file``,
-    ``github_app_id`` with ``github_installation_id``.
+    ``github_app_id`` with ``github_installation_id``; ``signing_key`` (an Ed25519 private key or its path) signs
+    commits and tags.
     """
 
     conn_name_attr = "git_conn_id"
@@ -141,6 +142,7 @@ class GitRemoteHook(PortHook):
             password=password,
             ssh_key="" if self.extra.get("github_app_id") else self._ssh_key(),
             known_hosts=str(self.extra.get("known_hosts_file") or ""),
+            signing_key=str(self.extra.get("signing_key") or ""),
             cache=cache_folder() / "git",
         )
 

@@ -19,6 +19,7 @@ from deepseek_ops.adapters.git.errors import (
 from deepseek_ops.adapters.git.journal import Clone, open_clone
 from deepseek_ops.adapters.git.merging import UnrelatedHistoriesError
 from deepseek_ops.adapters.git.repository import GitRepository, open_git
+from deepseek_ops.adapters.git.signing import SigningError
 
 __all__ = [
     "CheckoutTargetError",
@@ -27,6 +28,7 @@ __all__ = [
     "GitCommandError",
     "GitRepository",
     "RepositoryAddressError",
+    "SigningError",
     "TagConflictError",
     "UnrelatedHistoriesError",
     "UnsafePathError",

@@ -59,12 +59,13 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How to log in. ``ssh_key`` and ``known_hosts`` are a path or the text itself."""
+    """How to log in. ``ssh_key``, ``known_hosts`` and ``signing_key`` are a path or the text itself."""
 
     username: str = ""
     password: str = field(default="", repr=False)
     ssh_key: str = field(default="", repr=False)
     known_hosts: str = ""
+    signing_key: str = field(default="", repr=False)
 
     def mask(self, text: str) -> str:
         """Return ``text`` without the password, should a server have echoed it."""
@@ -182,10 +183,10 @@ class Git:
             options = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS:.0f}"]
             options += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"]
             if self.credentials.ssh_key:
-                key = _file_of(self.credentials.ssh_key, Path(folder, "key"))
+                key = file_of(self.credentials.ssh_key, Path(folder, "key"))
                 options += ["-i", str(key), "-o", "IdentitiesOnly=yes"]
             if self.credentials.known_hosts:
-                hosts = _file_of(self.credentials.known_hosts, Path(folder, "known_hosts"))
+                hosts = file_of(self.credentials.known_hosts, Path(folder, "known_hosts"))
                 options += ["-o", f"UserKnownHostsFile={hosts}", "-o", "StrictHostKeyChecking=yes"]
             else:
                 options += ["-o", "StrictHostKeyChecking=accept-new"]
@@ -210,7 +211,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _file_of(text_or_path: str, place: Path) -> Path:
+def file_of(text_or_path: str, place: Path) -> Path:
+    """Return the path that was given, or ``place`` with the text that was, readable by us only."""
     if "\n" not in text_or_path and not text_or_path.startswith("-----"):
         return Path(text_or_path).expanduser()
     handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)

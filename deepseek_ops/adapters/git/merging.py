@@ -18,6 +18,7 @@ from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
 from deepseek_ops.adapters.git.errors import explain
 from deepseek_ops.adapters.git.identity import date_of, identity
 from deepseek_ops.adapters.git.mirror import Mirror
+from deepseek_ops.adapters.git.signing import signed_commit
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.ports import MergeConflict, MergedTree
 
@@ -85,7 +86,8 @@ def build_merge(work: Git, tree: str, *, parents: Sequence[str], files: Mapping[
     who = identity(max(date_of(work, parent) for parent in parents) + 1)
     options = [option for parent in parents for option in ("-p", parent)]
     text = message.rstrip("\n") + "\n"
-    return work.run("commit-tree", *options, "-F", "-", tree, data=text.encode(), environment=who).decode().strip()
+    built = work.run("commit-tree", *options, "-F", "-", tree, data=text.encode(), environment=who)
+    return signed_commit(work, built.decode().strip())
 
 
 def _is_modern(work: Git) -> bool:

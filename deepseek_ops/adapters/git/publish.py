@@ -20,6 +20,7 @@ from deepseek_ops.adapters.git.identity import EMAIL, NAME, date_of, identity
 from deepseek_ops.adapters.git.mirror import Mirror
 from deepseek_ops.adapters.git.notes import Edit, edits_of, fetch_notes, noted
 from deepseek_ops.adapters.git.refs import RemoteRef, list_refs
+from deepseek_ops.adapters.git.signing import signature, signed_commit, without_signature
 from deepseek_ops.core.errors import DeepSeekOpsError, GitAccessError, RefNotFoundError, StaleRefError
 from deepseek_ops.core.ports import NewCommit, NewNote, NewTag
 
@@ -89,7 +90,7 @@ def publish_merge(git: Git, work: Git, branch: str, *, made: str, parent: str) -
     if current and current.oid == made:
         return
     if current and current.oid != parent:
-        raise StaleRefError(git.address.url, branch)
+        raise StaleRefError(git.address.url, name)
     _send(git, work, {name: (parent if current else "", made)})
 
 
@@ -129,7 +130,7 @@ def _plan_commit(git: Git, mirror: Mirror, commit: NewCommit, current: RemoteRef
     if current and current.oid == made:
         return made  # an earlier try got through
     if current and current.oid != commit.parent:
-        raise StaleRefError(git.address.url, commit.branch)
+        raise StaleRefError(git.address.url, full_name(commit.branch, "heads"))
     push.updates[full_name(commit.branch, "heads")] = (commit.parent if current else "", made)
     return made
 
@@ -153,7 +154,7 @@ def _build_commit(work: Git, commit: NewCommit) -> str:
     parents = ["-p", commit.parent] if commit.parent else []
     message = commit.message.rstrip("\n") + "\n"
     built = work.run("commit-tree", *parents, "-F", "-", tree, data=message.encode(), environment=identity(seconds))
-    return built.decode().strip()
+    return signed_commit(work, built.decode().strip())
 
 
 def _plan_tag(git: Git, mirror: Mirror, tag: NewTag, target: str, current: RemoteRef | None, push: _Push) -> None:
@@ -165,6 +166,7 @@ def _plan_tag(git: Git, mirror: Mirror, tag: NewTag, target: str, current: Remot
     message = tag.message.rstrip("\n") + "\n"
     head = f"object {target}\ntype commit\ntag {short}\n"
     content = f"{head}tagger {NAME} <{EMAIL}> {date_of(work, target)} +0000\n\n{message}"
+    content += signature(git, content.encode())
     made = work.run("mktag", data=content.encode()).decode().strip()
     push.ids[tag.name] = made
     if current is None:
@@ -190,7 +192,7 @@ def _plan_notes(
 
 def _says(mirror: Mirror, tag: str, head: str, message: str) -> bool:
     there = mirror.tag_content(tag)
-    return there.startswith(head) and there.partition("\n\n")[2] == message
+    return there.startswith(head) and without_signature(there.partition("\n\n")[2]) == message
 
 
 def _send(git: Git, work: Git, updates: Mapping[str, tuple[str, str]]) -> None:

@@ -250,7 +250,14 @@ def _insisting(push: Callable[[], T]) -> T:
 
 
 def open_git(
-    url: str, *, username: str = "", password: str = "", ssh_key: str = "", known_hosts: str = "", cache: Path
+    url: str,
+    *,
+    username: str = "",
+    password: str = "",
+    ssh_key: str = "",
+    known_hosts: str = "",
+    signing_key: str = "",
+    cache: Path,
 ) -> GitRepository:
     """Return the repository at ``url``; nothing is contacted yet.
 
@@ -260,13 +267,14 @@ def open_git(
         password: Password or token for http(s).
         ssh_key: Private key, as a path or as its text.
         known_hosts: Host keys that are accepted, as a path or as text; empty accepts a new host once and remembers it.
+        signing_key: Private Ed25519 key that signs commits and tags, as a path or as its text; empty signs nothing.
         cache: Folder for mirrors, one per repository; may be shared and deleted.
 
     Raises:
         RepositoryAddressError: The URL is not one of the supported forms.
     """
     address = parse_address(url)
-    return GitRepository(Git(address, Credentials(username, password, ssh_key, known_hosts)), cache)
+    return GitRepository(Git(address, Credentials(username, password, ssh_key, known_hosts, signing_key)), cache)
 
 
 def _chosen(found: dict[str, RemoteRef], patterns: Sequence[str]) -> dict[str, str]:
