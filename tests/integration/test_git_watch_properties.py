@@ -293,6 +293,12 @@ class Watching(RuleBasedStateMachine):
             self.push(branch, ["deepseek/a"])
             self.time_passes(seconds)
 
+    @rule(branch=st.sampled_from(BRANCHES), files=st.lists(st.sampled_from(FILES), max_size=4))
+    def push_after_push(self, branch: str, files: list[str]) -> None:
+        for file in files:
+            self.push(branch, [file])
+            self.time_passes(0.0)
+
     @rule(branch=st.sampled_from(BRANCHES))
     def look_and_lose_the_server(self, branch: str) -> None:
         """The refs were told; when the commits are to be fetched the server is away."""
@@ -364,7 +370,7 @@ class Watching(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_each_wanted_move_is_told_once_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "20"))
+    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "14"))
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Watching,
         settings=settings(
