@@ -22,6 +22,7 @@ from deepseek_ops.airflow.operators.data import PrepareDatasetOperator
 from deepseek_ops.airflow.operators.export import ExportModelOperator
 from deepseek_ops.airflow.operators.registry import RecordExperimentOperator, RegisterModelOperator
 from deepseek_ops.airflow.operators.release import ReleaseWantedOperator
+from deepseek_ops.airflow.operators.review import NOTE_FAILURE, ReportResultOperator, ReportStartedOperator
 from deepseek_ops.airflow.operators.source import (
     OtherPushesOperator,
     PlanRunOperator,
@@ -45,7 +46,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
         "retry_delay": timedelta(seconds=15),
         "retry_exponential_backoff": True,
         "retry_policy": RETRY_IF_TRANSIENT,
-        "on_failure_callback": ALERT_ON_FAILURE,
+        "on_failure_callback": [ALERT_ON_FAILURE, NOTE_FAILURE],
     },
     params={
         "repository": Param(
@@ -83,6 +84,7 @@ def retrain() -> None:
     ).expand_kwargs(others.output)
 
     run = PlanRunOperator(task_id="plan_run", source=source.output)
+    started = ReportStartedOperator(task_id="report_started", source=source.output, run=run.output)
     turn = AwaitTurnOperator(task_id="await_turn", source=source.output, run=run.output)
     proceed = ProceedOperator(task_id="proceed", run=run.output)
     dataset = PrepareDatasetOperator(task_id="prepare_dataset", run=run.output)
@@ -138,7 +140,17 @@ def retrain() -> None:
         },
         skip_when_already_exists=True,
     )
+    reported = ReportResultOperator(
+        task_id="report_result",
+        source=source.output,
+        dataset=dataset.output,
+        checkpoint=checkpoint.output,
+        evaluations=evaluations.output,
+        version=version.output,
+        recorded=recorded.output,
+    )
     turn >> proceed >> dataset
+    started >> reported
     checkpoint >> stages
     wanted >> start_release
 
