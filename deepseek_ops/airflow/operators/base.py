@@ -118,6 +118,19 @@ class DeepSeekOpsOperator(BaseOperator):
 
         link_environment(self.facts, job=job.name, run=str(context["run_id"]))
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return what the task read and wrote; called by the OpenLineage provider, where it is installed, alone."""
+        from deepseek_ops.airflow.openlineage import lineage_of_task
+
+        return lineage_of_task(self, task_instance)
+
+    def note(self, context: Context, text: str) -> None:
+        """Log the text and leave it as the XCom ``note``, where the UI shows it: no task may write its run's note."""
+        self.log.info("%s", text)
+        ti: Any = context.get("ti")
+        if ti is not None:
+            ti.xcom_push(key="note", value=text)
+
     def config(self, run: RunPlan) -> PipelineFile:
         """Return the pipeline file of the run's commit, with the run's overrides."""
         from deepseek_ops.pipeline.runs import config_of

@@ -67,8 +67,7 @@ class RegisterModelOperator(DeepSeekOpsOperator):
         made = remember_made(self.facts, identity, version, run=run_id)
         if made.run != run_id and made.version == version.version:
             link_run(self.facts, run_id, made)
-            self.log.info("the same content as %s: no new version", made.text())
-            context["ti"].xcom_push(key="note", value=f"the same content as {made.text()}")
+            self.note(context, f"the same content as {made.text()}")
         self.log.info("registered %s %s, bundle %s", version.name, version.version, version.bundle[:12])
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {"name": version.name, "version": version.version}

@@ -145,9 +145,7 @@ class PlanRunOperator(DeepSeekOpsOperator):
         hook = self.store_hook
         newest = source.cause in ("data", "schedule")
         run = forecast(self.git, run, change, stores=hook, datasets=hook.datasets, facts=self.facts, newest=newest)
-        text = explain_plan(run, change)
-        self.log.info("%s", text)
-        context["ti"].xcom_push(key="note", value=text)
+        self.note(context, explain_plan(run, change))
         if not run.dry_run:
             self.launcher.prewarm()
         return run.dump()

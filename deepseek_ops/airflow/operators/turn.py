@@ -95,8 +95,7 @@ class AwaitTurnOperator(DeepSeekOpsOperator):
         return self._told(context, explain_turn(lane, str(context["run_id"])))
 
     def _told(self, context: Context, line: str) -> str:
-        self.log.info("%s", line)
-        context["ti"].xcom_push(key="note", value=line)
+        self.note(context, line)
         return line
 
     def _policy(self, run: RunPlan) -> Policy:
