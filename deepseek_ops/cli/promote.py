@@ -64,7 +64,7 @@ def _tell(done: Promotion) -> None:
     if done.status == "conflicts":
         sys.stderr.write(f"{done.merges[:12]} does not merge into {done.into}; nothing was pushed\n")
         for one in done.conflicts:
-            sys.stderr.write(_conflict(one, done.into))
+            sys.stderr.write(_conflict(one, done))
         return
     if done.status == "merged already":
         typer.echo(f"{done.into} has {done.merges[:12]} already")
@@ -77,9 +77,9 @@ def _tell(done: Promotion) -> None:
         typer.echo(done.url)
 
 
-def _conflict(one: Unmerged, into: str) -> str:
+def _conflict(one: Unmerged, done: Promotion) -> str:
     lines = [f"{one.path}: {one.problem}"]
-    for name, text in ((into, one.ours), ("theirs", one.theirs)):
+    for name, text in ((done.into, one.ours), (done.merges[:12], one.theirs)):
         shown = text.splitlines()
         lines += [f"  {name}:", *(f"    {line[:200]!r}"[:210] for line in shown[:MAX_LINES])]
         lines += [f"    ... {len(shown) - MAX_LINES} more lines"] if len(shown) > MAX_LINES else []

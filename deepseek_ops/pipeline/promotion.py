@@ -168,6 +168,8 @@ def review_url(repository: str, branch: str, into: str, *, host: Host = "") -> s
         if parts.scheme in ("http", "https"):
             name = parts.netloc.rpartition("@")[2]
     kind = host or ("gitlab" if "gitlab" in name else "github" if "github" in name else "")
+    if not name:
+        return ""
     page = f"https://{name}/{path.strip('/').removesuffix('.git')}"
     if kind == "github":
         return f"{page}/compare/{quote(into, safe='')}...{quote(branch, safe='')}?expand=1"

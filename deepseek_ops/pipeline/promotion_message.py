@@ -74,8 +74,8 @@ def _settings(winner: Experiment, baseline: Experiment | None, source: str, into
 def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     head, *rest = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines = [head, "-|-".join("-" * width for width in widths), *rest]
-    return "\n".join(f"| {line} |" for line in lines)
+    ruler = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([f"| {head} |", f"|{ruler}|", *(f"| {line} |" for line in rest)])
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,33 @@ def test_doing_it_again_changes_nothing(developer: Developer) -> None:
     assert after.baseline.record.run_id == "run-2"
 
 
+def test_the_command_tells_people_what_it_did_and_what_does_not_merge(developer: Developer, tmp_path: Path) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deepseek_ops.cli.main", "promote", "exp/x", *arguments],
+            cwd=developer.folder,
+            env={**os.environ, "DEEPSEEK_OPS_CACHE": str(tmp_path / "cache-of-the-command")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("opened: ")
+    assert "| val_loss | 0.4   | 0.5  | -0.1       |\n" in done.stdout
+    assert "|----------|-------|------|------------|\n" in done.stdout
+    before = developer.git("status", "--porcelain")
+    developer.push_commit({"config.py": "lr = 9\n"})
+    failed = command("--push-branch", "promote/again")
+    assert failed.returncode == 1
+    assert "nothing was pushed\nconfig.py: both sides changed the same lines\n  main:\n    'lr = 9'" in failed.stderr
+    told = json.loads(command("--push-branch", "promote/again", "--json").stdout)
+    assert (told["status"], told["conflicts"][0]["theirs"]) == ("conflicts", "lr = 2\n")
+    assert developer.git("status", "--porcelain") == before, "the clone of the user is not touched"
+
+
 def test_a_branch_with_other_work_is_left_alone(developer: Developer) -> None:
     theirs = developer.push_commit({"mine": "1"}, "promote/exp/x")
     with pytest.raises(PromotionBranchTakenError, match=theirs[:12]):
@@ -190,7 +220,7 @@ def test_dataset_versions_of_both_sides_are_merged(developer: Developer, tmp_pat
             ),
         ),
         ("https://git.example.com/team/model.git", ""),
-        ("file:///srv/model.git", ""),
+        ("file:///srv/github/model.git", ""),
     ],
 )
 def test_the_page_of_the_merge_request_is_known_where_the_host_is(repository: str, url: str) -> None:
