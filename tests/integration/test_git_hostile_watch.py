@@ -58,7 +58,7 @@ async def test_refs_that_look_like_options_or_commands_are_names(
     tmp_path: Path,
 ) -> None:
     commit = developer.push_commit({"deepseek/a": "1"})
-    async with running(watcher(refs=["*"], paths=["deepseek/**"]), state) as listener:
+    async with running(watcher(refs=["*"]), state) as listener:
         await begun(state)
         moved = developer.push_commit({"deepseek/a": "2"})
         odd = ["--upload-pack=touch", "$(touch${IFS}x)", "a`touch`b", "a;touch|b", "\u202emain", "-c"]
