@@ -147,8 +147,9 @@ class _Reading:
                 self._keep(path, number, line, pin.evolve(extras=bare.extras), constraint=False)
         self._same_name_twice()
         if self.wrong:
-            lines = tuple((number, text) for _, number, text in self.wrong)
-            raise UnpinnedLockError(self.file, lines, tuple(path for path, _, _ in self.wrong))
+            found = sorted(self.wrong, key=lambda one: (one[0] != self.file, one[0], one[1]))
+            lines = tuple((number, text) for _, number, text in found)
+            raise UnpinnedLockError(self.file, lines, tuple(path for path, _, _ in found))
         return EnvironmentLock(
             file=self.file,
             pins=_sorted(self.pins),

@@ -53,7 +53,7 @@ def test_every_line_that_does_not_pin_is_named_with_its_number():
         "six==1.*",
     ]
     error = refused("\n".join(lines))
-    assert [number for number, _ in error.lines] == [2, 5, 7, 8, 9, 4]
+    assert [number for number, _ in error.lines] == [2, 4, 5, 7, 8, 9]
     assert "requirements.txt does not pin: line 2: 'transformers>=5'" in str(error)
 
 
