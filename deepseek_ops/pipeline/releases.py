@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
+from deepseek_ops.core.errors import ObjectExistsError
 from deepseek_ops.core.ports import Facts, GitRemote, NewCommit, NewTag
 from deepseek_ops.core.records import (
     AuditEvent,
@@ -34,6 +35,8 @@ from deepseek_ops.pipeline.runs import config_of
 
 EXPERIMENT = "experiment"
 """Kind of the facts that say where an experiment stands in Git, keyed ``<model>/<version>``."""
+RECORDING = "recording"
+"""Kind of the facts that hold what a record says beyond its version, keyed ``<model>/<version>/<run>``."""
 RELEASE = "release"
 """Kind of the facts that hold Release records, keyed ``<model>/<version>``."""
 
@@ -73,7 +76,7 @@ def record_experiment(
         run_id=run_id,
         dataset_version=dataset.version,
         manifest=manifest.fingerprint,
-        tracker_url=tracker_url,
+        tracker_url=_decided_url(facts, f"{version.name}/{version.version}/{run_id}", tracker_url, run=run_id),
     )
     message = experiment_message(record)
     tag = experiment_tag(date, f"{manifest.source.short}-{manifest.fingerprint[:8]}")
@@ -170,6 +173,15 @@ def _files(
         pointer_path(dataset.name): pointer_text(DatasetPointer.of(dataset, store)).encode(),
         f"experiments/{version.version}.json": (json.dumps(result, indent=2, sort_keys=True) + "\n").encode(),
     }
+
+
+def _decided_url(facts: Facts, key: str, url: str, *, run: str) -> str:
+    """Return the tracker's URL as the first try had it: a tracker that answers late must not change what is pushed."""
+    try:
+        return str(facts.insert(RECORDING, key, {"tracker_url": url}, run=run).body["tracker_url"])
+    except ObjectExistsError:
+        fact = facts.get(RECORDING, key)
+        return str(fact.body["tracker_url"]) if fact else url
 
 
 def _keep(facts: Facts, kind: str, key: str, body: dict[str, JsonValue], *, run: str) -> None:

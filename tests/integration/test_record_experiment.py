@@ -55,17 +55,17 @@ def test_a_registered_version_is_recorded_and_released(
     )
     plan = TrainingPlan(dataset=dataset, model={}, hyperparameters=Hyperparameters(learning_rate=0.001, batch_size=8))
 
-    def once() -> dict[str, object]:
+    def once(url: str) -> dict[str, object]:
         return record_experiment(
             remote, stores, registry.facts, dataset=dataset, plan=plan, checkpoint=parts.checkpoint,
-            version=version, run_id="run-1", date=DATE, tracker_url="https://tracker.example.com/1",
+            version=version, run_id="run-1", date=DATE, tracker_url=url,
         )  # fmt: skip
 
-    recorded = once()
+    recorded = once("https://tracker.example.com/1")
     assert recorded["way"] == write
     assert recorded["on_branch"] is (write == "commit")
     assert (recorded["commit"] == trained) is (write != "commit")
-    assert {name: value for name, value in once().items() if name != "on_branch"} == {
+    assert {name: value for name, value in once("https://tracker.example.com/late").items() if name != "on_branch"} == {
         name: value for name, value in recorded.items() if name != "on_branch"
     }
     release = create_release(remote, stores, registry.facts, version, approved_by="Ada")

@@ -83,7 +83,8 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
     :param plan: what ``PlanTrainingOperator`` returned (templated).
     :param checkpoint: what was trained (templated).
     :param version: what ``RegisterModelOperator`` returned (templated).
-    :param tracker_url: page of the run in an experiment tracker, written into the record (templated).
+    :param tracker_url: page of the run in an experiment tracker, written into the record (templated); what the
+        run's tracker said where it is empty.
     :return: ``{tag, tag_object, commit, way, on_branch, release_run}``.
     """
 
@@ -119,6 +120,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
         from deepseek_ops.pipeline.identity import linked
         from deepseek_ops.pipeline.releases import record_experiment
         from deepseek_ops.pipeline.tags import experiment_of
+        from deepseek_ops.pipeline.tracking import tracker_url
 
         run_id = str(context["run_id"])
         if (same := linked(self.facts, run_id)) and (known := experiment_of(self.facts, same.model, same.version)):
@@ -135,7 +137,7 @@ class RecordExperimentOperator(DeepSeekOpsOperator):
             version=ModelVersion.load(as_object(self.version)),
             run_id=run_id,
             date=dag_run.run_after.date(),
-            tracker_url=str(self.tracker_url or ""),
+            tracker_url=str(self.tracker_url or "") or tracker_url(self.facts, run_id),
         )
         self.log.info("recorded as %s: tag %s on commit %s", recorded["way"], recorded["tag"], recorded["commit"])
         return recorded
