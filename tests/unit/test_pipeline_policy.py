@@ -87,7 +87,8 @@ def test_runs_that_enter_at_once_all_see_each_other(facts):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda number: enter(facts, "lane", turn(number, "supersede")), range(1, 7)))
     assert states(lane_of(facts, "lane")) == ["superseded"] * 5 + ["waiting"]
-    assert superseded_reason(facts, "lane", "run-1") == f"superseded by {6:040x}"
+    # By whichever newer one came first: a reason that was given is not changed any more.
+    assert superseded_reason(facts, "lane", "run-1") in {f"superseded by {number:040x}" for number in range(2, 7)}
     assert superseded_reason(facts, "lane", "run-6") == ""
     assert superseded_reason(facts, "lane", "somebody's") == ""
 
