@@ -7,6 +7,8 @@ PYTHON := python3
 endif
 BIN := .venv/bin
 KEEP ?=
+# Tests wait for servers and for each other far more than they compute.
+WORKERS ?= 3
 ARGS ?=
 
 .PHONY: help setup demo stop test check format lock benchmark clean
@@ -39,7 +41,8 @@ test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, an
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not e2e" $(ARGS)
+	@$(BIN)/pytest -q -m e2e $(ARGS)
 
 format: .venv/.installed ## Format the code and sort the imports
 	@$(BIN)/ruff format .

@@ -20,7 +20,7 @@ from deepseek_ops.airflow.operators.arrival import AnnounceArrivalsOperator
 from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
 
 
-@dag(  # type: ignore[untyped-decorator]
+@dag(
     schedule=AssetOrTimeSchedule(
         timetable=CronTriggerTimetable("*/30 * * * *", timezone="UTC", run_immediately=timedelta(0)), assets=RAW_DATA
     ),
