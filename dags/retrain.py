@@ -29,6 +29,7 @@ from deepseek_ops.airflow.operators.source import (
     ProceedOperator,
     ResolveSourceOperator,
 )
+from deepseek_ops.airflow.operators.tracking import MirrorMetricsOperator
 from deepseek_ops.airflow.operators.training import DeepSpeedTrainOperator, PlanTrainingOperator
 from deepseek_ops.airflow.operators.tuning import PlanSweepOperator, RunTrialOperator
 from deepseek_ops.airflow.operators.turn import AwaitTurnOperator
@@ -100,6 +101,7 @@ def retrain() -> None:
         trigger_rule="none_failed_min_one_success",  # a run that ended before its plan has nothing to train
     )
     checkpoint = DeepSpeedTrainOperator(task_id="train", run=run.output, plan=plan.output, pool="gpu")
+    MirrorMetricsOperator(task_id="mirror_metrics", run=run.output, dataset=dataset.output, plan=plan.output)
     stages = PlanValidationOperator(task_id="plan_validation", run=run.output)
     evaluations = EvaluateOperator.partial(
         task_id="evaluate",

@@ -68,6 +68,16 @@ def get_provider_info() -> dict[str, Any]:
                     "relabeling": {"host": "Folder of the gateway (Envoy, local)", "port": "Port clients use"},
                 },
             },
+            {
+                "connection-type": "deepseek_tracker",
+                "hook-name": "deepseek-ops experiment tracker",
+                "hook-class-name": "deepseek_ops.airflow.hooks_reporting.TrackerHook",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["port", "schema"],
+                    "relabeling": {"host": "URL of the MLflow server", "password": "Password or token"},
+                    "placeholders": {"host": "https://mlflow.host"},
+                },
+            },
         ],
         "triggers": [
             {
@@ -76,6 +86,7 @@ def get_provider_info() -> dict[str, Any]:
                     "deepseek_ops.airflow.triggers.git",
                     "deepseek_ops.airflow.triggers.data",
                     "deepseek_ops.airflow.triggers.jobs",
+                    "deepseek_ops.airflow.triggers.tracking",
                 ],
             }
         ],

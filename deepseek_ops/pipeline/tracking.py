@@ -40,10 +40,15 @@ class TrackedPlace(Record):
 
 @dataclass(slots=True)
 class MirrorReport:
-    """What a mirror did: points sent in all, and why the rest is missing, empty when nothing is."""
+    """What a mirror did: points sent in all, and why the rest is missing."""
 
     sent: int = 0
-    problem: str = ""
+    error: DeepSeekOpsError | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why points are missing, for people; empty when none is."""
+        return str(self.error or "")
 
 
 def tracked_run(
@@ -103,8 +108,9 @@ class Mirror:
     run: TrackedRun
     report: MirrorReport = field(default_factory=MirrorReport)
     place: TrackerRun | None = None
-    _after: str = ""
-    _step: int = -1
+    after: str = ""
+    """Key of the last segment that was sent."""
+    step: int = -1
     """The last step that was sent: steps that run again after a restart have equal values and are left out."""
 
     def sync(self) -> bool:
@@ -115,12 +121,12 @@ class Mirror:
             for segments in self._batches():
                 points = [point for _, rows in segments for point in rows]
                 self.tracker.log(place.run_id, points)
-                self._after, self.report.sent = segments[-1][0], self.report.sent + len(points)
-                self._step = max([self._step, *(point.step for point in points)])
+                self.after, self.report.sent = segments[-1][0], self.report.sent + len(points)
+                self.step = max([self.step, *(point.step for point in points)])
         except DeepSeekOpsError as error:
-            self.report.problem = str(error)
+            self.report.error = error
             return False
-        self.report.problem = ""
+        self.report.error = None
         return True
 
     def finish(self, end: RunEnd, tags: Mapping[str, str] | None = None) -> MirrorReport:
@@ -129,14 +135,14 @@ class Mirror:
             try:
                 self.tracker.finish(self.place.run_id, end, tags or {})
             except DeepSeekOpsError as error:
-                self.report.problem = str(error)
+                self.report.error = error
         return self.report
 
     def _batches(self) -> Iterator[list[tuple[str, list[MetricPoint]]]]:
         """Yield segments (key, points) in order, as many at a time as MAX_POINTS allows."""
         held: list[tuple[str, list[MetricPoint]]] = []
-        last = self._step
-        for info in self.store.list(f"{self.prefix}/metrics/", start_after=self._after):
+        last = self.step
+        for info in self.store.list(f"{self.prefix}/metrics/", start_after=self.after):
             if not info.key.endswith(".jsonl"):
                 continue
             points = list(_points(info, self.store.get(info.key), after=last))
