@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fixtures_git import Developer, make_developer, run_git
+from pydantic import JsonValue
 
 from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.adapters.git import open_git
@@ -118,7 +119,7 @@ class World:
         return self.developer.push_commit(files, branch=branch, message=f"Try {learning_rate}")
 
     def dataset(
-        self, lines: list[str], *, test: list[str] | None = None, raw: str = "", code: str = "c0de" * 16
+        self, lines: list[str], *, test: list[str] | None = None, raw: JsonValue = "", code: str = "c0de" * 16
     ) -> DatasetVersion:
         folder = self.folder / "data"
         shutil.rmtree(folder, ignore_errors=True)

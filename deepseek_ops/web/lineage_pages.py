@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from deepseek_ops.core.errors import DeepSeekOpsError, ObjectNotFoundError, TransientError
+from deepseek_ops.core.records import RunManifest
 from deepseek_ops.pipeline.lineage import explain
 from deepseek_ops.pipeline.lineage_diff import compare
 from deepseek_ops.pipeline.lineage_sources import Sources
@@ -51,6 +52,22 @@ def lineage_app(sources: Callable[[], Sources], *, authorise: Callable[..., Any]
     _add_pages(app, sources)
     _add_api(app, sources)
     return app
+
+
+def manifest_facet_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the run facet that holds a RunManifest."""
+    manifest = RunManifest.model_json_schema(ref_template="#/$defs/{model}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "RunManifestRunFacet",
+        "type": "object",
+        "$defs": manifest.pop("$defs", {}),
+        "properties": {
+            "manifest": {**manifest, "properties": {**manifest["properties"], "schema": {"const": "RunManifest/1"}}},
+            "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
+        "required": ["manifest", "fingerprint"],
+    }
 
 
 def _base(request: Any) -> str:
@@ -97,6 +114,11 @@ def _add_api(app: FastAPI, sources: Callable[[], Sources]) -> None:
     @app.get("/api/why")
     def why(target: Target) -> Response:
         return JSONResponse(explain(sources(), target).dump(), headers=HEADERS)
+
+    @app.get("/schema/RunManifest-1.json")
+    def schema() -> Response:
+        """The schema of the facet in which OpenLineage events carry a manifest."""
+        return JSONResponse(manifest_facet_schema(), headers=HEADERS)
 
     @app.get("/api/diff")
     def diff(old: Target, new: Target) -> Response:

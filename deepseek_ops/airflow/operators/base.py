@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from deepseek_ops.pipeline.runs import RunPlan
 
 
+def keep_result(context: Any, result: Any = None) -> None:
+    """Keep on the running operator what it returned: OpenLineage asks it in a fork, where XCom must not be read."""
+    context["task"]._returned = result
+
+
 class DeepSeekOpsOperator(BaseOperator):
     """Base of our operators: connection ids, and the ports behind them, opened when the task runs.
 
@@ -42,7 +47,7 @@ class DeepSeekOpsOperator(BaseOperator):
         git_conn_id: str = "deepseek_ops_git",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"post_execute": keep_result, **kwargs})
         self.store_conn_id = store_conn_id
         self.facts_conn_id = facts_conn_id
         self.launcher_conn_id = launcher_conn_id
@@ -118,11 +123,11 @@ class DeepSeekOpsOperator(BaseOperator):
 
         link_environment(self.facts, job=job.name, run=str(context["run_id"]))
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+    def get_openlineage_facets_on_complete(self, _task_instance: Any) -> Any:
         """Return what the task read and wrote; called by the OpenLineage provider, where it is installed, alone."""
         from deepseek_ops.airflow.openlineage import lineage_of_task
 
-        return lineage_of_task(self, task_instance)
+        return lineage_of_task(self, getattr(self, "_returned", None))
 
     def note(self, context: Context, text: str) -> None:
         """Log the text and leave it as the XCom ``note``, where the UI shows it: no task may write its run's note."""
