@@ -25,7 +25,7 @@ _FOUND = {
     "notes": "by a note on another commit that names this result",
     "message": "by another commit's message that names this result",
 }
-_EVIDENCE_MISSING = "no record of what the training was planned from; it was trained by a release before 0.2"
+_EVIDENCE_MISSING = "the store holds no record of what the training was planned from"
 
 
 def code_link(sources: Sources, subject: Subject, manifest: RunManifest) -> Link:
