@@ -116,7 +116,7 @@ class TrackerRun:
 
 
 class Tracker(Protocol):
-    """An experiment tracker. Adapters: MLflow, Weights & Biases (offline).
+    """An experiment tracker. Adapters: MLflow.
 
     Every call may happen twice and leaves what one call leaves. Raises ServiceUnavailableError, ServiceAccessError,
     ServiceRefusedError.

@@ -83,6 +83,7 @@ def tracked_run(
             "deepseek_ops.dataset": dataset.name,
             "deepseek_ops.dataset_version": dataset.version,
             "deepseek_ops.environment": manifest.environment,
+            "mlflow.user": "deepseek-ops",
             "mlflow.source.type": "PROJECT",
             "mlflow.source.name": source.repository,
             "mlflow.source.git.commit": source.commit,

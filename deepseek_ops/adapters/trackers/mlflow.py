@@ -28,6 +28,8 @@ from deepseek_ops.core.reporting import (
 KEY_TAG = "deepseek_ops.key"
 BATCH = 500
 """Points in a request; MLflow takes 1,000."""
+_KIND: JsonValue = {"key": "mlflow.experimentKind", "value": "custom_model_development"}
+"""MLflow's own mark of an experiment that trains models, beside those that evaluate prompts."""
 _TRIES = 3
 _ENDS: dict[RunEnd, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _PARAM_CHARACTERS, _TAG_CHARACTERS, _SETTINGS = 500, 5000, 100
@@ -88,7 +90,8 @@ class MLflowTracker:
                 if not error.problem.startswith("404"):
                     raise
             try:
-                return _text(self._api.send("POST", "/experiments/create", {"name": name}, again=True), "experiment_id")
+                body: dict[str, JsonValue] = {"name": name, "tags": [_KIND]}
+                return _text(self._api.send("POST", "/experiments/create", body, again=True), "experiment_id")
             except ServiceRefusedError:  # somebody was faster, or people deleted it
                 if attempt == _TRIES - 1:
                     raise
