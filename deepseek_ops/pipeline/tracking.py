@@ -56,9 +56,8 @@ def tracked_run(
 ) -> TrackedRun:
     """Return a run as a tracker shows it: found again by our run id, and with the way back to commit and data."""
     source = manifest.source
-    values = plan.hyperparameters.model_dump(mode="json", exclude_none=True)
     decided = {
-        **values,
+        **plan.hyperparameters.model_dump(mode="json", exclude_none=True),
         "seed": plan.seed,
         "method": plan.method,
         "precision": plan.precision,
