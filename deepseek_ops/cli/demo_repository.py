@@ -63,15 +63,15 @@ class DemoRepository:
     def push_change(self) -> tuple[str, str]:
         """Push a commit to ``exp/first`` and return its id and what it changes.
 
-        The branch's first commit is the experiment as the template has it; each later one asks for another seed, so
-        that data, environment and trials are unchanged and only the final training is new.
+        Each commit asks for another seed, so that from the second on data, environment and trials are unchanged and
+        only the final training is new.
         """
         exists = f"refs/heads/{BRANCH}" in self._git("ls-remote", "--heads", "origin")
         if not exists:
             self._git("checkout", "--quiet", "-B", BRANCH, "origin/main")
             notes = self._folder / "deepseek" / "NOTES.md"
-            notes.write_text("# First experiment\n\nThe template's configuration, as it stands.\n")
-            change = "Start the first experiment"
+            notes.write_text("# First experiment\n\nThe template's configuration with a seed of its own.\n")
+            change = f"Start the first experiment with seed {self._next_seed()}"  # a note alone would start nothing
         else:
             self._git("checkout", "--quiet", "-B", BRANCH, f"origin/{BRANCH}")
             change = f"Repeat the experiment with seed {self._next_seed()}"
