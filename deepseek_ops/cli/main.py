@@ -19,7 +19,7 @@ COMMANDS = {
     "log": ("deepseek_ops.cli.experiments", "log", "Show the experiments of a repository, from Git alone."),
     "experiments": ("deepseek_ops.cli.experiments", "experiments", "Choose experiments by their settings and results."),
     "promote": ("deepseek_ops.cli.promote", "promote", "Open the merge of the experiment that won."),
-    "diff": ("deepseek_ops.cli.diff", "diff", "Say what moved between two results, and whether it explains their metrics."),
+    "diff": ("deepseek_ops.cli.diff", "diff", "Say what moved between two results, and if it explains their metrics."),
     "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
     "stop": ("deepseek_ops.cli.demo", "stop", "End what `demo --keep` left up."),
 }
