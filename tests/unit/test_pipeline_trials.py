@@ -10,8 +10,10 @@ import pytest
 from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.core.config import load_pipeline
 from deepseek_ops.core.records import Checkpoint, DatasetVersion, FileSet, GitRef, RunManifest, Trial
+from deepseek_ops.pipeline.changes import ChangeSummary
+from deepseek_ops.pipeline.forecast import explain_plan
 from deepseek_ops.pipeline.once import job_name, remember, remembered
-from deepseek_ops.pipeline.runs import RunPlan, Stage, explain
+from deepseek_ops.pipeline.runs import RunPlan, Stage
 from deepseek_ops.pipeline.sweeps import (
     NoTrialCompletedError,
     best_trial,
@@ -136,5 +138,5 @@ def test_a_result_is_remembered_by_everything_that_decides_it(facts, config, run
 
 
 def test_the_plan_explains_what_is_skipped_and_why(run):
-    assert "skip  data" in explain(run)
-    assert "dry run" in explain(run)
+    assert "skip  data" in explain_plan(run, ChangeSummary())
+    assert "dry run" in explain_plan(run, ChangeSummary())
