@@ -370,7 +370,7 @@ class Watching(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_each_wanted_move_is_told_once_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "14"))
+    examples = int(os.environ.get("DEEPSEEK_OPS_EXAMPLES", "5"))
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Watching,
         settings=settings(

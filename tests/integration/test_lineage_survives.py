@@ -109,7 +109,8 @@ def test_a_note_is_found_when_neither_files_nor_patch_are_left(world: World, tra
     world.developer.push("fresh", "refs/notes/deepseek-ops")
     forget(world, "reworked")
     _, details = told(world)
-    assert (details["found_by"], details["now"]) == ("notes", fresh)
+    assert details["found_by"] == "notes"
+    assert details["now"] in (fresh, other)  # both carry the note; notes are met in the order of commit ids
 
 
 def test_a_squashed_message_that_names_the_result_is_found_last(world: World, trained: ModelVersion):
