@@ -95,12 +95,11 @@ def test_a_rewritten_history_is_found_by_the_tag_that_records_the_result(world: 
 
 
 def test_a_note_is_found_when_neither_files_nor_patch_are_left(world: World, trained: ModelVersion):
-    other = world.developer.push_commit({"other.txt": "x"}, message="Reworked by hand")
+    other = world.developer.push_commit({"other.txt": "x"}, branch="reworked", message="Reworked by hand")
     text = f"Train tiny on corpus\n\nRun-Id: run-1\nManifest: {trained.manifest.fingerprint}\n"
     world.developer.git("notes", "--ref=deepseek-ops", "add", "-m", text, other)
     world.developer.git("switch", "--quiet", "main")
     world.developer.push("main", "refs/notes/deepseek-ops")
-    world.developer.git("push", "--quiet", "origin", f"{other}:refs/heads/reworked")
     forget(world, "exp/a")
     # The branch with the note's commit builds on the old one; a history without it is left:
     world.developer.git("switch", "--quiet", "--orphan", "fresh")
@@ -109,8 +108,7 @@ def test_a_note_is_found_when_neither_files_nor_patch_are_left(world: World, tra
     world.developer.push("fresh", "refs/notes/deepseek-ops")
     forget(world, "reworked")
     _, details = told(world)
-    assert details["found_by"] == "notes"
-    assert details["now"] in (fresh, other)  # both carry the note; notes are met in the order of commit ids
+    assert (details["found_by"], details["now"]) == ("notes", fresh)
 
 
 def test_a_squashed_message_that_names_the_result_is_found_last(world: World, trained: ModelVersion):
