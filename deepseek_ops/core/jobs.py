@@ -24,7 +24,11 @@ class JobSpec(Record):
     name: Name
     kind: JobKind
     payload: dict[str, JsonValue] = Field(description="Input of the job, a JSON object the kind defines.")
-    num_ranks: int = Field(default=1, ge=1, description="Processes of a train job on this node.")
+    num_ranks: int = Field(default=1, ge=1, description="Processes of a train job on each node.")
+    num_nodes: int = Field(default=1, ge=1, description="Machines of a train job.")
+    hang_seconds: float | None = Field(
+        default=None, ge=0, description="Silence of a training that counts as hang; None = from its steps, 0 = never."
+    )
     max_restarts: int = Field(default=3, ge=0, description="Rank restarts from a checkpoint before the job is lost.")
     timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0, description="Between SIGTERM and SIGKILL: time to checkpoint.")
@@ -34,6 +38,15 @@ class JobSpec(Record):
     environment: dict[str, str] = Field(default_factory=dict, description="Variables that are not secret.")
     python: str = Field(default="", description="Interpreter of the job's environment; empty = the launcher's own.")
     memory_bytes: int | None = Field(default=None, gt=0, description="Address-space limit of sandboxed jobs.")
+
+
+class JobRequest(Record):
+    """What a person asks of a running training; rank 0 reads it, every rank acts on it in the same step."""
+
+    number: int = Field(ge=1, description="Order in which the job's requests were made; each is obeyed once.")
+    verb: Literal["checkpoint", "rewind"]
+    step: int | None = Field(default=None, ge=0, description="For rewind: newest healthy checkpoint up to this step.")
+    by: str = Field(default="", description="Who asked.")
 
 
 class JobPhase(StrEnum):
@@ -65,6 +78,51 @@ class JobStatus(Record):
     @property
     def settled(self) -> bool:
         return self.phase is not JobPhase.RUNNING
+
+
+class EngineJob(Record):
+    """What a scheduler of machines is asked to run: one command on each of ``num_nodes`` machines.
+
+    The command learns its node's number, and the address of the first node, from the variables of the engine.
+    """
+
+    id: Name = Field(description="Deterministic: the job's name and its attempt. Starting it twice finds the first.")
+    command: tuple[str, ...] = Field(min_length=1, description="Argument list, never a shell string.")
+    num_nodes: int = Field(default=1, ge=1)
+    ranks_per_node: int = Field(default=1, ge=1)
+    gpus_per_node: int = Field(default=0, ge=0)
+    cpus_per_node: int = Field(default=1, ge=1)
+    memory_bytes: int | None = Field(default=None, gt=0, description="Per node.")
+    timeout_seconds: float = Field(gt=0)
+    grace_seconds: float = Field(ge=0)
+    environment: dict[str, str] = Field(default_factory=dict, description="Variables that are not secret.")
+    image: str = Field(default="", description="Container image where the engine runs containers.")
+
+
+class EnginePhase(StrEnum):
+    PENDING = "pending"
+    """Accepted; waits for machines."""
+    RUNNING = "running"
+    ENDED = "ended"
+    """Its processes have ended, with ``exit_status`` where the engine tells it."""
+    PREEMPTED = "preempted"
+    """The engine took its machines away."""
+    CANCELLED = "cancelled"
+
+
+class EngineState(Record):
+    """What an engine knows of one of its jobs. How a training ended is told by the job itself, in the store."""
+
+    id: Name
+    phase: EnginePhase
+    handle: str = Field(default="", description="The engine's own id, for people.")
+    reason: str = ""
+    exit_status: int | None = None
+    url: str = Field(default="", description="Page of the job in the engine's own interface.")
+
+    @property
+    def settled(self) -> bool:
+        return self.phase not in (EnginePhase.PENDING, EnginePhase.RUNNING)
 
 
 class TrafficPlan(Record):

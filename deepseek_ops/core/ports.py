@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:  # building the records costs 0.3 s of CPU, and git-lfs starts several transfer agents a push
     from pydantic import JsonValue
 
-    from deepseek_ops.core.jobs import JobSpec, JobStatus, TrafficPlan, TrafficStats
+    from deepseek_ops.core.jobs import EngineJob, EngineState, JobSpec, JobStatus, TrafficPlan, TrafficStats
     from deepseek_ops.core.records import AuditEvent, Digest, FileEntry, FileSet, GitRef
 
 
@@ -302,6 +302,9 @@ class Launcher(Protocol):
     def stop(self, name: str, reason: str) -> None:
         """Ask the job to checkpoint and end, kill it after its grace; returns at once. Settled jobs are left alone."""
 
+    def ask(self, name: str, verb: Literal["checkpoint", "rewind"], *, step: int | None = None, by: str = "") -> int:
+        """Ask a running training for a checkpoint, or to go back to a healthy one; return the request's number."""
+
     def logs(self, name: str, offset: int = 0) -> tuple[str, int]:
         """Return what the job logged from byte ``offset`` on, and the offset to go on from."""
 
@@ -316,6 +319,35 @@ class Launcher(Protocol):
 
     def list(self) -> list[JobStatus]:
         """Return every job this launcher knows."""
+
+
+class Engine(Protocol):
+    """A scheduler of machines below the launcher that keeps its jobs in the store. Adapters: Ray, Slurm, Kubernetes,
+    SageMaker.
+
+    It decides where a command runs and no more: attempts, leases, results, logs and events live in the store.
+    """
+
+    def start(self, job: EngineJob, *, secrets: Mapping[str, str] | None = None) -> EngineState:
+        """Start the job if none of its id is known, running or ended; return its state either way.
+
+        ``secrets`` become environment variables of the command; they are in no argument list, log or description.
+        """
+
+    def state(self, name: str) -> EngineState | None:
+        """Return the job's state, or None when the engine does not know it (never started, or forgotten)."""
+
+    def cancel(self, name: str, *, grace_seconds: float) -> None:
+        """Send SIGTERM to the job's processes, SIGKILL after the grace; returns at once. Unknown ids are no error."""
+
+    def retire(self, name: str) -> None:
+        """Forget a settled job where the engine keeps something of it. Unknown ids are no error."""
+
+    def tail(self, name: str) -> str:
+        """Return the last lines of what the engine itself has of the job's output: the job may never have begun."""
+
+    def list(self) -> list[EngineState]:
+        """Return every job of ours that the engine knows."""
 
 
 class TrafficGateway(Protocol):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
-from deepseek_ops.core.jobs import JobSpec
+from deepseek_ops.core.jobs import JobRequest, JobSpec
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import Blobs, ObjectStore
@@ -117,6 +117,10 @@ class JobContext:
     def request_stop(self, reason: str) -> None:
         """Have this process's code stop, for a reason that holds where the job's folder names none."""
         self._told = reason
+
+    def requests(self, after: int) -> list[JobRequest]:
+        """Return what people asked of the job since request number ``after``, in order; cheap enough for every step."""
+        return self._files.requests(after)
 
     @property
     def is_current(self) -> bool:

@@ -26,6 +26,7 @@ from deepseek_ops.jobs.training_loop import Ending, Loop, Ranks
 from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
 from deepseek_ops.jobs.training_publish import check_export, export_model, loss_on
 from deepseek_ops.jobs.training_streams import Streams
+from deepseek_ops.jobs.training_task import Task
 from deepseek_ops.training.batches import BatchPlan
 from deepseek_ops.training.deepspeed_config import deepspeed_config, micro_batch_of
 from deepseek_ops.training.guardian import Guardian
@@ -146,6 +147,7 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
     return Loop(
         plan,
         engine,
+        Task(ranks.device),
         balance,
         batches,
         splits,
@@ -176,7 +178,7 @@ def _publish(context: JobContext, loop: Loop, tokenizer: Path) -> Checkpoint:
     folder = context.work / "model"
     export_model(loop.engine, loop.plan, tokenizer, folder, rank=loop.ranks.rank)
     held = loop.val or loop.train
-    batch = loop.tensor(held, range(min(CHECKED_SAMPLES, len(held))))
+    batch = loop.task.batch(held, range(min(CHECKED_SAMPLES, len(held))))
     loop.engine.eval()
     expected = loss_on(loop.engine, batch)  # by every rank: ZeRO-3 gathers the weights for it
     if loop.ranks.rank != 0:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deepseek_ops.core.records import TrainingPlan
-from deepseek_ops.jobs.tokens import TokenSplit
-from deepseek_ops.jobs.training_engine import next_token_loss, set_learning_rate
+from deepseek_ops.jobs.training_engine import set_learning_rate
+from deepseek_ops.jobs.training_metrics import StepMeter
 from deepseek_ops.jobs.training_model import ExpertBalance
+from deepseek_ops.jobs.training_task import Split, Task
 from deepseek_ops.training.batches import BatchPlan
 from deepseek_ops.training.guardian import ELAPSED, Decision, Guardian
 from deepseek_ops.training.schedule import learning_rate
@@ -85,9 +86,10 @@ class Loop:
         self,
         plan: TrainingPlan,
         engine: DeepSpeedEngine,
+        task: Task,
         balance: ExpertBalance,
         batches: BatchPlan,
-        splits: Mapping[str, TokenSplit],
+        splits: Mapping[str, Split],
         ranks: Ranks,
         *,
         total_steps: int,
@@ -98,7 +100,9 @@ class Loop:
     ) -> None:
         self.plan = plan
         self.engine = engine
+        self.task = task
         self.balance = balance
+        self.meter = StepMeter(plan, engine, balance)
         self.batches = batches
         self.train, self.val = splits["train"], splits.get("val")
         self.ranks = ranks
@@ -124,7 +128,7 @@ class Loop:
                 return ending
         return None
 
-    def validate(self, split: TokenSplit) -> float:
+    def validate(self, split: Split) -> float:
         """Return the mean loss of the validation samples in nats per token; every rank measures a share."""
         import torch
 
@@ -133,10 +137,8 @@ class Loop:
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
             for indices, counted in self._eval_batches(split):
-                ids = self.tensor(split, indices)
-                logits = module(input_ids=ids[:, :-1], use_cache=False).logits
-                loss = next_token_loss(logits[:counted], ids[:counted, 1:], reduction="sum")
-                sums += torch.tensor([float(loss), counted * split.length], dtype=torch.float64)
+                found = self.task.measure(module, self.task.batch(split, indices), counted)
+                sums += torch.tensor([found.loss, found.tokens], dtype=torch.float64)
         module.train()
         total, tokens = (float(value) for value in self.ranks.total(sums))
         return total / max(tokens, 1.0)
@@ -152,7 +154,7 @@ class Loop:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
-    def _eval_batches(self, split: TokenSplit) -> list[tuple[list[int], int]]:
+    def _eval_batches(self, split: Split) -> list[tuple[list[int], int]]:
         """Return (indices, how many of them count): as many batches on every rank, or ZeRO-3 waits for ever."""
         count = min(MAX_EVAL_SAMPLES, len(split))
         chosen = [i * len(split) // count for i in range(count)]
@@ -164,12 +166,6 @@ class Loop:
             own = chosen[start : start + size]
             batches.append((own or chosen[:1], len(own)))
         return batches
-
-    def tensor(self, split: TokenSplit, indices: Iterable[int]) -> torch.Tensor:
-        """Return samples as token ids on this rank's device, shape (number of indices, length + 1)."""
-        import torch
-
-        return torch.from_numpy(split.samples(indices)).to(self.ranks.device)
 
     def _step(self, step: int) -> dict[str, float]:
         """Run one optimiser step and return its metrics, the same on every rank but for the times."""
@@ -185,8 +181,7 @@ class Loop:
         skipped_before = self.engine.skipped_steps
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for indices in self.batches.micro_batches(step, self.ranks.rank):
-            ids = self.tensor(self.train, indices)
-            loss = next_token_loss(self.engine(input_ids=ids[:, :-1], use_cache=False).logits, ids[:, 1:])
+            loss = self.task.loss(self.engine, self.task.batch(self.train, indices))
             self.engine.backward(loss)
             self.engine.step()
             loss_sum += loss.detach()
@@ -195,18 +190,13 @@ class Loop:
         skipped = self.engine.skipped_steps - skipped_before
         if not skipped and hyper.bias_update_rate:
             self.balance.update(shared[3:])
-        seconds = time.perf_counter() - began
-        tokens = hyper.batch_size * hyper.sequence_length
         return {
             "training_loss": float(shared[0]) / self.ranks.world_size,
             "learning_rate": rate,
-            **self._grad_norm(),
             "loss_nan_ranks": float(shared[1]),
             "stop_asked": float(shared[2]),
             "skipped": float(skipped),
-            **self.balance.load(shared[3:]),
-            "tokens_per_second": tokens / seconds,
-            "step_seconds": seconds,
+            **self.meter.measure(time.perf_counter() - began, shared[3:]),
         }
 
     def _shared(self, loss: float) -> torch.Tensor:
@@ -217,11 +207,6 @@ class Loop:
             [loss, float(not math.isfinite(loss)), float(self.ranks.stop_requested())], dtype=torch.float64
         )
         return self.ranks.total(torch.cat([own, self.balance.take_counts()]))
-
-    def _grad_norm(self) -> dict[str, float]:
-        """Return the gradient's norm before clipping; ZeRO-0 does not tell it."""
-        norm = self.engine.get_global_grad_norm()
-        return {} if norm is None else {"grad_norm": float(norm)}
 
     def _settle(self, metrics: dict[str, float]) -> Ending | None:
         """Record the step's metrics, let rank 0 decide about them, and return the ending all ranks agree on."""

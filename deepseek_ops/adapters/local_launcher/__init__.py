@@ -2,6 +2,7 @@
 
 from deepseek_ops.adapters.local_launcher.errors import (
     JobFolderError,
+    JobNotRunningError,
     JobNotSettledError,
     JobStartError,
     NoSpaceForJobError,
@@ -11,6 +12,7 @@ from deepseek_ops.adapters.local_launcher.launcher import LocalLauncher
 
 __all__ = [
     "JobFolderError",
+    "JobNotRunningError",
     "JobNotSettledError",
     "JobStartError",
     "LocalLauncher",

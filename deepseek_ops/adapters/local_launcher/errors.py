@@ -69,3 +69,14 @@ class JobNotSettledError(TransientError):
 
     def __str__(self) -> str:
         return f"job {self.job} is still running; wait for it or stop it first."
+
+
+@dataclass(eq=False)
+class JobNotRunningError(PermanentError):
+    """The job has ended: nobody is there to do what is asked."""
+
+    job: str
+    phase: str
+
+    def __str__(self) -> str:
+        return f"job {self.job} has ended ({self.phase}): it can obey no request; submit it again first."

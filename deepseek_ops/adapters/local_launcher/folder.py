@@ -9,6 +9,7 @@
     ranks.json        process ids of the ranks and how often they were restarted
     lease             its mtime says when somebody last wanted the job
     stop.json         why the job has to end
+    requests/         what people asked of the running job, one numbered file each
     claims/           one empty file for each attempt that was started: no attempt is started twice
     reserve           space for the files that say how the attempt ended, given back when it has
     result.json       what the job returned, then status.json: how it ended
@@ -38,6 +39,7 @@ from pydantic import Field, JsonValue
 
 from deepseek_ops.adapters.local_launcher.errors import JobFolderError, NoSpaceForJobError
 from deepseek_ops.core.errors import InvalidRecordError
+from deepseek_ops.core.jobs import JobRequest
 from deepseek_ops.core.records import Record
 
 MIN_FREE_BYTES = 64 << 20
@@ -144,6 +146,29 @@ class JobFolder:
         """Write the request unless the attempt has one already: the first reason is the one that counts."""
         if self.stop_request(request.attempt) is None:
             self.write("stop.json", request)
+
+    def ask(self, verb: Literal["checkpoint", "rewind"], *, step: int | None, by: str) -> int:
+        """Add a request of a person and return its number; two people at once get two numbers."""
+        folder = self.path / "requests"
+        with disk(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            while True:
+                number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=0)
+                part = folder / f".{number}.{os.getpid()}"
+                write_json(part, JobRequest(number=number, verb=verb, step=step, by=by).dump())
+                try:
+                    os.link(part, folder / f"{number:06d}.json")
+                except FileExistsError:
+                    continue
+                finally:
+                    part.unlink(missing_ok=True)
+                return number
+
+    def requests(self, after: int) -> list[JobRequest]:
+        """Return the requests with a number above ``after``, in order."""
+        folder = self.path / "requests"
+        names = sorted(path.name for path in folder.glob("[0-9]*.json") if int(path.stem) > after)
+        return [found for name in names if (found := self.read(f"requests/{name}", JobRequest)) is not None]
 
     def append_event(self, kind: str, attempt: int, fields: Mapping[str, object]) -> None:
         """Append one event. One write to a file opened for appending: lines of many processes never mix."""

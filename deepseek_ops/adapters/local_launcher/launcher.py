@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.errors import (
+    JobNotRunningError,
     JobNotSettledError,
     UnknownJobError,
 )
@@ -136,6 +138,16 @@ class LocalLauncher:
         if supervisor is not None and _is_here(supervisor):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(supervisor.pid, signal.SIGTERM)  # only to wake it: the request is in the file
+
+    def ask(self, name: str, verb: Literal["checkpoint", "rewind"], *, step: int | None = None, by: str = "") -> int:
+        """Ask a running training for a checkpoint, or to go back to a healthy one; return the request's number.
+
+        Raises UnknownJobError, and JobNotRunningError for a job that has ended: nobody would obey.
+        """
+        status = self._status(name)
+        if status.settled:
+            raise JobNotRunningError(name, str(status.phase))
+        return self._files(name).ask(verb, step=step, by=by)
 
     def logs(self, name: str, offset: int = 0) -> tuple[str, int]:
         """Return the log from byte ``offset`` on (at most 16 MiB a call), and the offset to go on from."""
