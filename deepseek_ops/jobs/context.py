@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
 from deepseek_ops.core.jobs import JobRequest, JobSpec
+from deepseek_ops.jobs.progress import Phase, ProgressPage
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import Blobs, ObjectStore
@@ -37,6 +38,7 @@ class JobContext:
         rank: Number of this process among ``world_size``; 0 for every kind but ``train``.
         restarts: How often the ranks of this attempt were restarted before this call.
         store: Object store to use instead of the one that the environment names.
+        page: Where this process says how far it is; the process that forked it watches it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class JobContext:
         world_size: int = 1,
         restarts: int = 0,
         store: ObjectStore | None = None,
+        page: ProgressPage | None = None,
     ) -> None:
         self.spec = spec
         self.folder = folder
@@ -61,6 +64,7 @@ class JobContext:
         self._told = ""
         self._files = JobFolder(folder)
         self._store = store
+        self._page = page or ProgressPage()
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
@@ -97,6 +101,16 @@ class JobContext:
         """Append the metrics of a step to the job's stream. Does nothing on other ranks than 0."""
         if self.rank == 0:
             self.event("metric", step=step, **metrics)
+
+    def progress(self, step: int, phase: Phase = "step", *, busy_seconds: float | None = None) -> None:
+        """Say that ``step`` steps are done and what comes now; a microsecond, for every rank and every step.
+
+        A rank that falls silent for much longer than its steps take is taken for hung: see ``progress`` (the module)
+        for what to call when, and ``hang`` for how long each phase may be silent. ``busy_seconds`` is this rank's own
+        work in the step, without waiting for others: slow ranks are found by it. A job that never calls this is
+        never judged.
+        """
+        self._page.beat(step, phase, busy_seconds)
 
     @property
     def stop_requested(self) -> bool:
