@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("contract_facts", "contract_object_store", "fixtures_datasets")
+pytest.register_assert_rewrite("contract_engine", "contract_facts", "contract_object_store", "fixtures_datasets")
 
 # Before anything imports Airflow: it reads its configuration once, at import.
 _home = tempfile.mkdtemp(prefix="deepseek-ops-airflow-")
