@@ -156,6 +156,27 @@ class Hyperparameters(Record):
     bias_update_rate: float = Field(default=1e-3, ge=0, description="Step of the router's correction bias.")
 
 
+class LoraPlan(Record):
+    """Low-rank adapters: what is trained instead of the weights (Hu et al. 2021, W + alpha / rank x B A)."""
+
+    rank: int = Field(default=16, ge=1, le=4096)
+    alpha: float = Field(default=32.0, gt=0, description="The adapter's product is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(default=(), description="Names of linear layers; empty: those of the attention.")
+
+
+class ReplayPlan(Record):
+    """Old data that is mixed into every batch, so that new data does not make the model forget it."""
+
+    datasets: tuple[DatasetVersion, ...] = Field(min_length=1, description="What the base was trained on.")
+    share: float = Field(gt=0, lt=1, description="Share of old samples.")
+
+
+def _unset(value: object) -> bool:
+    """Return whether a later field says nothing, so that plans from before it keep their fingerprint."""
+    return value is None or value is False
+
+
 class TrainingPlan(Record):
     """Everything that decides the weights, and nothing else: its fingerprint is the run's prefix in the store.
 
@@ -178,6 +199,12 @@ class TrainingPlan(Record):
     checkpoint_steps: int = Field(default=50, ge=1, description="Steps between two checkpoints.")
     eval_steps: int = Field(default=50, ge=1, description="Steps between two validation losses.")
     nonce: str = Field(default="", description="Set to train an equal plan again.")
+    lora: LoraPlan | None = Field(default=None, description="Adapters of method lora.")
+    replay: ReplayPlan | None = Field(default=None, description="Old data mixed in.")
+    rewarm: float | None = Field(default=None, gt=0, le=1, description="Peak learning rate as a share of the given one.")
+    gradient_checkpointing: bool = Field(
+        default=False, exclude_if=_unset, description="Compute activations again instead of keeping them."
+    )
 
     @property
     def world_size(self) -> int:

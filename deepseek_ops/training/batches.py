@@ -7,29 +7,69 @@ a restart at step 1,000,000 costs as much as step 0, and any two world sizes see
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from deepseek_ops.training.errors import IndivisibleBatchError, TooFewSamplesError
 
 _ROUNDS = 6
 _MASK64 = (1 << 64) - 1
+_OLD = 1 << 40
+
+
+class Indices(tuple[int, ...]):
+    """Sample indices of one micro-batch that know the global batch they are a part of.
+
+    A loss that is a mean over *some* tokens has to know how many of them the other ranks and micro-batches hold; as
+    batches are a pure function of the step, every rank can look that up, and nothing is communicated.
+    """
+
+    _plan: BatchPlan
+    _step: int
+
+    @classmethod
+    def of(cls, plan: BatchPlan, step: int, indices: tuple[int, ...]) -> Indices:
+        """Return ``indices`` as a part of the batch of ``step``."""
+        made = cls(indices)
+        made._plan, made._step = plan, step
+        return made
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The global batch."""
+        return _global_batch(self._plan, self._step)
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches that make the global batch, over all ranks."""
+        return self._plan.accumulation_steps * self._plan.world_size
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How the global batch of every step is cut: first over ranks, then into micro-batches."""
+    """How the global batch of every step is cut: first over ranks, then into micro-batches.
+
+    With ``replay_share``, that share of all samples comes from ``replay_samples`` old ones, whose indices follow the
+    new ones (``num_samples`` and up). The share is exact over any number of steps to within one sample, and both kinds
+    are spread evenly over the batch.
+    """
 
     seed: int
     num_samples: int
     batch_size: int
     world_size: int = 1
     micro_batch_size: int = 1
+    replay_samples: int = 0
+    replay_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise TooFewSamplesError(self.num_samples, 1)
+        if self.replay_share and self.replay_samples < 1:
+            raise TooFewSamplesError(self.replay_samples, 1, "replayed train")
         if self.batch_size % (self.world_size * self.micro_batch_size):
             raise IndivisibleBatchError(self.batch_size, self.micro_batch_size, self.world_size)
 
@@ -37,6 +77,11 @@ class BatchPlan:
     def accumulation_steps(self) -> int:
         """Micro-batches per optimiser step on each rank."""
         return self.batch_size // (self.world_size * self.micro_batch_size)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples, old ones included, after which every new sample was seen once."""
+        return math.ceil(self.num_samples / (1 - _share(self.replay_share)))
 
     def global_batch(self, step: int) -> tuple[int, ...]:
         """Return the sample indices of optimiser step ``step`` (from 0), the same for every world size."""
@@ -47,17 +92,40 @@ class BatchPlan:
         share = self.batch_size // self.world_size
         return self._samples(step * self.batch_size + rank * share, share)
 
-    def micro_batches(self, step: int, rank: int) -> Iterator[tuple[int, ...]]:
+    def micro_batches(self, step: int, rank: int) -> Iterator[Indices]:
         """Yield the share of ``rank`` in micro-batches."""
         share = self.rank_batch(step, rank)
         for start in range(0, len(share), self.micro_batch_size):
-            yield share[start : start + self.micro_batch_size]
+            yield Indices.of(self, step, share[start : start + self.micro_batch_size])
 
     def _samples(self, start: int, count: int) -> tuple[int, ...]:
-        return tuple(
-            permuted(position % self.num_samples, self.num_samples, self.seed, position // self.num_samples)
-            for position in range(start, start + count)
-        )
+        if not self.replay_share:
+            return tuple(self._new(position) for position in range(start, start + count))
+        share = _share(self.replay_share)
+        chosen = []
+        for position in range(start, start + count):
+            before, after = math.floor(position * share), math.floor((position + 1) * share)
+            chosen.append(self._old(before) if after > before else self._new(position - before))
+        return tuple(chosen)
+
+    def _new(self, position: int) -> int:
+        return permuted(position % self.num_samples, self.num_samples, self.seed, position // self.num_samples)
+
+    def _old(self, position: int) -> int:
+        # another seed: old data of the same size must not come in the order of the new
+        size = self.replay_samples
+        return self.num_samples + permuted(position % size, size, self.seed ^ _OLD, position // size)
+
+
+@lru_cache(maxsize=2)
+def _global_batch(plan: BatchPlan, step: int) -> tuple[int, ...]:
+    return plan.global_batch(step)
+
+
+@lru_cache(maxsize=8)
+def _share(share: float) -> Fraction:
+    """Return the decimal that was written: 0.2 is a fifth, not the nearest binary fraction."""
+    return Fraction(repr(share))
 
 
 def permuted(index: int, size: int, seed: int, epoch: int) -> int:

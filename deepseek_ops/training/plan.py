@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
 from deepseek_ops.core.config import PipelineFile
-from deepseek_ops.core.records import DatasetVersion, FileSet, Hyperparameters, TrainingPlan
+from deepseek_ops.core.records import DatasetVersion, FileSet, Hyperparameters, LoraPlan, ReplayPlan, TrainingPlan
 from deepseek_ops.training.deepspeed_config import deepspeed_config, precision_of, zero_stage_of
 from deepseek_ops.training.errors import UnsupportedTrainingError
+from deepseek_ops.training.schedule import REWARM
 
 TRIAL_RUNGS = 4
 """Validation losses of one trial, at most eval_steps apart: the points at which a pruner can end it."""
 _DEFAULT_ZERO_STAGE = 2
-_OF_ALL_RANKS = ("gradient_accumulation_steps",)
+_OF_ALL_RANKS = ("gradient_accumulation_steps", "expert_parallel")
 """DeepSpeed keys whose right value depends on the number of ranks: a trial, on one rank, finds its own."""
 
 
@@ -26,6 +27,7 @@ def plan_training(
     model: Mapping[str, JsonValue],
     values: Mapping[str, JsonValue] | None = None,
     base: FileSet | None = None,
+    base_datasets: Sequence[DatasetVersion] = (),
     environment: str = "",
     nonce: str = "",
 ) -> TrainingPlan:
@@ -37,6 +39,7 @@ def plan_training(
         model: The transformers config that ``training.model`` names.
         values: What the sweep found best; empty without one.
         base: Weights to go on from, resolved.
+        base_datasets: What the base was trained on, for ``training.replay``.
         environment: Key of the environment it runs in.
         nonce: Set to train an equal plan again.
 
@@ -63,6 +66,10 @@ def plan_training(
         checkpoint_steps=training.checkpoint_steps,
         eval_steps=training.eval_steps,
         nonce=nonce,
+        lora=_lora(config),
+        replay=_replay(config, base, base_datasets),
+        rewarm=_rewarm(config, base),
+        gradient_checkpointing=training.gradient_checkpointing,
     )
     return _checked(plan)
 
@@ -105,12 +112,46 @@ def _rung(hyperparameters: Hyperparameters, eval_steps: int) -> int:
     return min(eval_steps, math.ceil(hyperparameters.max_steps / TRIAL_RUNGS))
 
 
-def _checked(plan: TrainingPlan) -> TrainingPlan:
-    """Return the plan if this release can run it."""
-    if plan.method != "pretrain":
+def _lora(config: PipelineFile) -> LoraPlan | None:
+    given = config.training.lora
+    if config.training.method != "lora":
+        if "lora" in config.training.model_fields_set:
+            raise UnsupportedTrainingError(
+                "training.lora",
+                given.model_dump(exclude_unset=True),
+                f"method {config.training.method} trains all weights",
+                "use method lora, or remove the section",
+            )
+        return None
+    alpha = 2.0 * given.rank if given.alpha is None else given.alpha
+    return LoraPlan(rank=given.rank, alpha=alpha, dropout=given.dropout, targets=given.targets)
+
+
+def _replay(config: PipelineFile, base: FileSet | None, old: Sequence[DatasetVersion]) -> ReplayPlan | None:
+    share = config.training.replay
+    if base is None or not share:
+        return None
+    if not old:
         raise UnsupportedTrainingError(
-            "training.method", plan.method, "this release trains on plain documents only", "use pretrain"
+            "training.replay",
+            share,
+            "it is not known which dataset version the base was trained on",
+            "use a registered base (model://name/version), or remove the key",
         )
+    return ReplayPlan(datasets=tuple(old), share=share)
+
+
+def _rewarm(config: PipelineFile, base: FileSet | None) -> float | None:
+    training = config.training
+    if base is None:
+        return None
+    if training.rewarm is None:
+        return REWARM if training.method == "pretrain" else None
+    return training.rewarm
+
+
+def _checked(plan: TrainingPlan) -> TrainingPlan:
+    """Return the plan if the trainer can run it."""
     model_type = plan.model.get("model_type")
     if plan.base is None and not isinstance(model_type, str):
         raise UnsupportedTrainingError(

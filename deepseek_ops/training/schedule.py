@@ -5,9 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from deepseek_ops.core.records import TrainingPlan
+
 FLOOR = 0.1
 """Share of the peak that the cosine ends at, as in DeepSeek's own schedules."""
 MAX_CURVE_POINTS = 64
+REWARM = 0.5
+"""Default peak of a training that goes on from a base, as a share of the learning rate.
+
+The base ended its own cosine at a tenth; going back to the full peak unlearns, staying there learns nothing new.
+"""
+
+
+def peak_rate(plan: TrainingPlan) -> float:
+    """Return the highest learning rate of the plan's schedule: re-warmed to a share of it where there is a base."""
+    return plan.hyperparameters.learning_rate * (1.0 if plan.rewarm is None else plan.rewarm)
 
 
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup_ratio: float) -> float:

@@ -76,12 +76,6 @@ def test_a_trial_without_a_length_is_as_long_as_the_training():
     assert (trial.hyperparameters.max_steps, trial.hyperparameters.epochs, trial.eval_steps) == (None, 2, 50)
 
 
-@pytest.mark.parametrize("method", ["sft", "lora"])
-def test_methods_of_later_releases_are_refused_by_name(method):
-    with pytest.raises(UnsupportedTrainingError, match=f"training.method='{method}'.*use pretrain"):
-        planned(method=method)
-
-
 def test_a_window_longer_than_the_model_is_refused():
     with pytest.raises(UnsupportedTrainingError, match="max_position_embeddings=512"):
         planned(hyperparameters={"sequence_length": 1024})

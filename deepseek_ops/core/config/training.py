@@ -46,6 +46,17 @@ class Budget(Config):
     hours: float | None = Field(default=None, gt=0, description="Wall-clock hours.")
 
 
+class Lora(Config):
+    """Adapters of ``method: lora``; they are merged into the base when the model is published."""
+
+    rank: int = Field(default=16, ge=1, le=4096, description="Inner dimension of the adapters.")
+    alpha: float | None = Field(default=None, gt=0, description="Scale: alpha / rank; none = twice the rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the adapter's inputs left out in training.")
+    targets: tuple[Word, ...] = Field(
+        default=(), description="Linear layers that get adapters, such as q_b_proj; none = all of the attention."
+    )
+
+
 class Training(Config):
     """One training, or one per trial of the sweep."""
 
@@ -64,6 +75,17 @@ class Training(Config):
     deepspeed: Json = Field(default_factory=dict, description="DeepSpeed keys, merged over ours; conflicts are errors.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Number format of the computation.")
     replay: float = Field(default=0.0, ge=0, lt=1, description="Share of old data when the training is incremental.")
+    rewarm: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="With a base: peak of the warmed-up learning rate, as a share of learning_rate; "
+        "none = 0.5 for pretrain, 1 for sft and lora.",
+    )
+    lora: Lora = Field(default=Lora(), description="Adapters of method lora.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Decides initialisation and data order.")
     checkpoint_steps: int = Field(default=50, ge=1, description="Optimiser steps between two checkpoints.")
     eval_steps: int = Field(default=50, ge=1, description="Optimiser steps between two validation losses.")
