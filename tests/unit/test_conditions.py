@@ -39,6 +39,10 @@ NAN, INF = math.nan, math.inf
         ("zscore(4) > 6", [1.0, 2.0, 1.0, 2.0, 9.0], True),
         ("zscore(4) > 6", [1.0, 2.0, 1.0, 2.0, 1.5], False),
         ("zscore(3) > 6", [2.0, 2.0, 2.0, 3.0], True),
+        ("median(4) == 2.5", [9.0, 1.0, 2.0, 3.0, 400.0], True),
+        ("median(5) > 0", [1.0, 2.0, 3.0, 4.0], False),
+        ("robust_zscore(4) > 6", [1.0, 2.0, 1.0, 2.0, 9.0], True),
+        ("robust_zscore(4) > 5 and not zscore(4) > 5", [1.0, 2.0, 1.0, 90.0, 9.0], True),
         ("zscore(3) > 6", [2.0, 2.0, 2.0, 2.0], False),
         ("value > 2 * mean(4)", [1.0, NAN, 1.0, 10.0], True),
         ("1 / 0 > 5", [0.0], True),
@@ -153,7 +157,7 @@ def test_any_text_parses_or_is_refused(text):
 
 @given(st.lists(st.floats(), max_size=12), st.none() | finite)
 def test_any_history_gives_an_answer(history, threshold):
-    condition = Condition.parse("zscore(3) > threshold or slope(4) * mean(2) / value > 1 or is_inf()")
+    condition = Condition.parse("zscore(3) > threshold or robust_zscore(3) > 2 or slope(4) * mean(2) / median(3) > 1 or is_inf()")
     assert condition.holds(history, threshold=threshold) in (True, False)
 
 

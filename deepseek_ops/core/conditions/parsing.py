@@ -35,8 +35,10 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|==|!=|[<>+\-*/(),]))"
 )
 _TESTS = ("is_nan", "is_inf")
-_WINDOWS = ("mean", "zscore", "slope")
-_VOCABULARY = "value, threshold, is_nan(), is_inf(), mean(n), zscore(n), slope(n), and, or, not"
+_WINDOWS = ("mean", "median", "zscore", "robust_zscore", "slope")
+_VOCABULARY = (
+    "value, threshold, is_nan(), is_inf(), mean(n), median(n), zscore(n), robust_zscore(n), slope(n), and, or, not"
+)
 
 
 @dataclass(eq=False)

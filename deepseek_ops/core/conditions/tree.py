@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+_NORMAL_MAD = 1.4826
+"""Standard deviation of a normal distribution in units of its median absolute deviation: 1 / Phi^-1(3/4)."""
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -36,7 +39,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """``mean``, ``zscore`` or ``slope`` over the last ``size`` points."""
+    """``mean``, ``median``, ``zscore``, ``robust_zscore`` or ``slope`` over the last ``size`` points."""
 
     function: str
     size: int
@@ -152,13 +155,15 @@ def _window(node: Window, history: Sequence[float]) -> float | None:
 
     Points that are not finite are left out: one NaN would blind ``zscore(200)`` for 200 steps.
     """
-    if node.function == "zscore":
-        return _zscore(history, node.size)
+    if node.function in ("zscore", "robust_zscore"):
+        return _zscore(history, node.size, robust=node.function == "robust_zscore")
     if len(history) < node.size:
         return None
     points = [(float(at), value) for at, value in enumerate(history[-node.size :]) if math.isfinite(value)]
     if len(points) < 2:
         return None
+    if node.function == "median":
+        return statistics.median(value for _, value in points)
     count = len(points)
     mean = sum(value / count for _, value in points)
     if node.function == "mean":
@@ -168,13 +173,17 @@ def _window(node: Window, history: Sequence[float]) -> float | None:
     return sum((at - centre) * (value - mean) for at, value in points) / spread
 
 
-def _zscore(history: Sequence[float], size: int) -> float | None:
-    """Return how many standard deviations the newest point lies off the mean of the ``size`` points before it."""
+def _zscore(history: Sequence[float], size: int, *, robust: bool) -> float | None:
+    """Return how many deviations the newest point lies off the centre of the ``size`` points before it."""
     if len(history) <= size:
         return None
     before = [value for value in history[-size - 1 : -1] if math.isfinite(value)]
     if len(before) < 2:
         return None
-    mean = sum(value / len(before) for value in before)
-    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in before) / (len(before) - 1))
-    return apply("/", history[-1] - mean, deviation)
+    if robust:
+        centre = statistics.median(before)
+        deviation = _NORMAL_MAD * statistics.median(abs(value - centre) for value in before)
+    else:
+        centre = sum(value / len(before) for value in before)
+        deviation = math.sqrt(sum((value - centre) * (value - centre) for value in before) / (len(before) - 1))
+    return apply("/", history[-1] - centre, deviation)

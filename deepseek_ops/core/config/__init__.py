@@ -3,11 +3,14 @@
 from deepseek_ops.core.config.alerts import (
     Action,
     Alert,
+    CheckpointAction,
     EmailAction,
+    HttpAction,
     LowerLearningRateAction,
     PageAction,
     RewindAction,
     SkipBatchesAction,
+    SlackAction,
     StopTrainingAction,
 )
 from deepseek_ops.core.config.data import Data, PrepareLimits, Split
@@ -45,6 +48,7 @@ __all__ = [
     "Alert",
     "Budget",
     "Changes",
+    "CheckpointAction",
     "ContaminationCheck",
     "Data",
     "DataArrivalTrigger",
@@ -57,6 +61,7 @@ __all__ = [
     "FieldRule",
     "GitPushTrigger",
     "GitTagTrigger",
+    "HttpAction",
     "Hyperparameter",
     "InvalidPipelineError",
     "Jobs",
@@ -72,6 +77,7 @@ __all__ = [
     "ScheduleTrigger",
     "Setup",
     "SkipBatchesAction",
+    "SlackAction",
     "Split",
     "Stage",
     "StopTrainingAction",
