@@ -14,14 +14,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import JsonValue
 
 from deepseek_ops.training.curve import Curve
 
 if TYPE_CHECKING:
+    import torch
     from deepspeed import DeepSpeedEngine
+
+    from deepseek_ops.core.records import TrainingPlan
+    from deepseek_ops.jobs.context import JobContext
 
 KEPT = 2
 _STATE = "trainer.json"
@@ -37,6 +41,10 @@ class Progress:
     validation: Curve = field(default_factory=Curve)
     history: list[dict[str, float]] = field(default_factory=list)
     """The last rows of metrics, oldest first: what alert rules look back on."""
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges (first, end) of batch positions that the guardian leaves out on purpose."""
+    lr_factor: float = 1.0
+    """What the guardian multiplies the scheduled learning rate by."""
 
     def dump(self) -> dict[str, JsonValue]:
         """Return the progress as JSON; floats keep every bit."""
@@ -46,12 +54,14 @@ class Progress:
             "training": self.training.dump(),
             "validation": self.validation.dump(),
             "history": [{key: repr(value) for key, value in row.items()} for row in self.history],
+            "skipped": [[first, end] for first, end in self.skipped],
+            "lr_factor": repr(self.lr_factor),
         }
 
     @classmethod
     def load(cls, state: dict[str, JsonValue]) -> Progress:
         """Return what ``dump`` wrote."""
-        history = state["history"]
+        history, skipped = state["history"], state.get("skipped")
         return cls(
             step=int(str(state["step"])),
             skipped_steps=int(str(state["skipped_steps"])),
@@ -62,11 +72,41 @@ class Progress:
                 for row in (history if isinstance(history, list) else [])
                 if isinstance(row, dict)
             ],
+            skipped=[
+                (int(str(pair[0])), int(str(pair[1])))
+                for pair in (skipped if isinstance(skipped, list) else [])
+                if isinstance(pair, list)
+            ],
+            lr_factor=float(str(state.get("lr_factor", 1.0))),
         )
 
 
+class Peers(Protocol):
+    """What a checkpoint needs of the ranks: who this process is, and how all agree."""
+
+    rank: int
+    world_size: int
+    device: str
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the float64 vector summed over all ranks, on the CPU."""
+
+    def from_first(self, value: int) -> int:
+        """Return rank 0's value on every rank."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+class Say(Protocol):
+    """Reports an event."""
+
+    def __call__(self, kind: str, **fields: object) -> None:
+        """Report an event; silent on other ranks than 0."""
+
+
 class Checkpoints:
-    """The checkpoints of one plan in one folder. ``save`` and ``load`` are called by every rank together."""
+    """The checkpoints of one plan. Every method is called by every rank, with equal arguments, in the same step."""
 
     def __init__(self, folder: Path, *, plan: str, rank: int, world_size: int, barrier: Callable[[], None]) -> None:
         self.folder = folder
@@ -74,8 +114,41 @@ class Checkpoints:
         self._rank = rank
         self._world_size = world_size
         self._barrier = barrier
+        self._every = 50
 
-    def save(self, engine: DeepSpeedEngine, progress: Progress) -> Path:
+    @classmethod
+    def of(cls, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Say) -> Checkpoints:
+        """Return the checkpoints of the plan, in the job's work folder and in its store; ``say`` reports events."""
+        made = cls(
+            context.work / "checkpoints",
+            plan=plan.fingerprint,
+            rank=peers.rank,
+            world_size=peers.world_size,
+            barrier=peers.barrier,
+        )
+        made._every = plan.checkpoint_steps
+        return made
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after step ``step``."""
+        return step % self._every == 0
+
+    def observe(self, step: int, clean: bool, *, position: int | None = None, samples: int | None = None) -> None:
+        """Take note that step ``step`` is over: the ``position`` of its batch, its samples, and whether it was clean.
+
+        ``clean``: a finite loss on all ranks, nothing skipped, no rule that fired. Every step is told, after its row
+        was added to the progress and before ``due`` and ``save``. N clean steps later a checkpoint is healthy.
+        """
+
+    def rewind(self, engine: DeepSpeedEngine, *, before: int) -> Progress | None:
+        """Restore the newest healthy checkpoint of at most step ``before``, in place; None when there is none."""
+        del before
+        return self.load(engine)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Wait for what is still being written or sent; with the last ``progress``, report the proof of the resumes."""
+
+    def save(self, engine: DeepSpeedEngine, progress: Progress, *, reason: str = "interval") -> Path:
         """Write a checkpoint of the state after ``progress.step`` steps and return its folder."""
         tag = f"step-{progress.step:08d}"
         final, partial = self.folder / tag, self.folder / f"{tag}.partial"
