@@ -196,12 +196,14 @@ class TrainingPlan(Record):
     deepspeed: dict[str, JsonValue] = Field(default_factory=dict, description="The user's own DeepSpeed keys.")
     environment: str = ""
     seed: int = 0
-    checkpoint_steps: int = Field(default=50, ge=1, description="Steps between two checkpoints.")
+    checkpoint_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=50, description="Steps between two checkpoints; auto = from their measured cost and the failure rate."
+    )
     eval_steps: int = Field(default=50, ge=1, description="Steps between two validation losses.")
     nonce: str = Field(default="", description="Set to train an equal plan again.")
     lora: LoraPlan | None = Field(default=None, description="Adapters of method lora.")
     replay: ReplayPlan | None = Field(default=None, description="Old data mixed in.")
-    rewarm: float | None = Field(default=None, gt=0, le=1, description="Peak learning rate as a share of the given one.")
+    rewarm: float | None = Field(default=None, gt=0, le=1, description="Share of learning_rate to warm up to.")
     gradient_checkpointing: bool = Field(
         default=False, exclude_if=_unset, description="Compute activations again instead of keeping them."
     )

@@ -20,7 +20,7 @@ _MASK64 = (1 << 64) - 1
 _OLD = 1 << 40
 
 
-class Indices(tuple[int, ...]):
+class Indices(tuple[int, ...]):  # noqa: SLOT001  (a tuple's subclass cannot name slots of its own)
     """Sample indices of one micro-batch that know the global batch they are a part of.
 
     A loss that is a mean over *some* tokens has to know how many of them the other ranks and micro-batches hold; as

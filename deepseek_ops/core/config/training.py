@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -87,7 +87,10 @@ class Training(Config):
         default=False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Decides initialisation and data order.")
-    checkpoint_steps: int = Field(default=50, ge=1, description="Optimiser steps between two checkpoints.")
+    checkpoint_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=50,
+        description="Optimiser steps between two checkpoints; auto = from their measured cost and the failure rate.",
+    )
     eval_steps: int = Field(default=50, ge=1, description="Optimiser steps between two validation losses.")
     hyperparameters: tuple[Hyperparameter, ...] = Field(
         default=(), description="List of {name, value | values | range}, or a mapping from name to one of them."
