@@ -128,13 +128,7 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
     engine = start_engine(
         model, deepspeed_config(plan, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
     )
-    checkpoints = Checkpoints(
-        context.work / "checkpoints",
-        plan=plan.fingerprint,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        barrier=ranks.barrier,
-    )
+    checkpoints = Checkpoints.of(context, plan, ranks, say=streams.event)
     progress = checkpoints.load(engine)
     steps = total_steps(
         max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.num_samples, batch_size=hyper.batch_size

@@ -126,7 +126,7 @@ class Checkpoints:
             world_size=peers.world_size,
             barrier=peers.barrier,
         )
-        made._every = plan.checkpoint_steps
+        made._every = plan.checkpoint_steps if plan.checkpoint_steps != "auto" else 50
         return made
 
     def due(self, step: int) -> bool:

@@ -149,7 +149,7 @@ class Loop:
         if newest["loss_nan_ranks"] or newest["skipped"]:
             return False
         last = self.plan.purpose == "train" and self.progress.step == self.total_steps
-        return ending is not None or last or self._due(self.plan.checkpoint_steps)
+        return ending is not None or last or self.checkpoints.due(self.progress.step)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
