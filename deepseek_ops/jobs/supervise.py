@@ -56,6 +56,9 @@ SETTLE_TRIES = 30
 """How often, a second apart, the end is written again on a full disk before the job counts as lost."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+GroupRunner = Callable[[JobFolder, JobSpec, int], Outcome]
+"""Runs the ranks of an attempt of a train job to their end, in the worker process below the supervisor."""
+
 
 @dataclass(eq=False)
 class AttemptTakenError(PermanentError):
@@ -71,10 +74,13 @@ class AttemptTakenError(PermanentError):
 class JobSupervisor:
     """One attempt of one job, from its start to the status that says how it ended."""
 
-    def __init__(self, files: JobFolder, spec: JobSpec, attempt: Attempt) -> None:
+    def __init__(
+        self, files: JobFolder, spec: JobSpec, attempt: Attempt, *, run_ranks: GroupRunner | None = None
+    ) -> None:
         self._files = files
         self._spec = spec
         self._attempt = attempt
+        self._run_ranks = run_ranks
         self._worker = 0
         self._stop: StopRequest | None = None
         self._began = self._beat = self._wanted = time.monotonic()
@@ -120,7 +126,7 @@ class JobSupervisor:
             try:
                 processes.die_with_parent(parent)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-                leave(work(self._files, self._spec, self._attempt.attempt, self._slot))
+                leave(work(self._files, self._spec, self._attempt.attempt, self._slot, run_ranks=self._run_ranks))
             except BaseException:  # noqa: BLE001  (it ends in the log and in the exit status)
                 traceback.print_exc()
             finally:
@@ -245,8 +251,10 @@ class JobSupervisor:
             print(line, flush=True)  # noqa: T201
 
 
-def supervisor_of(files: JobFolder) -> JobSupervisor:
+def supervisor_of(files: JobFolder, *, run_ranks: GroupRunner | None = None) -> JobSupervisor:
     """Return the supervisor of the newest attempt and claim the attempt for it. Raises AttemptTakenError.
+
+    ``run_ranks`` runs the ranks of a train job in place of ``RankGroupRunner``: on several machines, say.
 
     An attempt is run once. Of two processes that were asked to (a host that answered too late, and the cold start
     that did not wait for it) the second is turned away here.
@@ -258,13 +266,17 @@ def supervisor_of(files: JobFolder) -> JobSupervisor:
         (files.claims / str(attempt.attempt)).touch(mode=0o600, exist_ok=False)
     except FileExistsError as error:
         raise AttemptTakenError(spec.name, attempt.attempt) from error
-    return JobSupervisor(files, spec, attempt)
+    return JobSupervisor(files, spec, attempt, run_ranks=run_ranks)
 
 
-def work(files: JobFolder, spec: JobSpec, attempt: int, slot: OutcomeSlot) -> int:
+def work(
+    files: JobFolder, spec: JobSpec, attempt: int, slot: OutcomeSlot, *, run_ranks: GroupRunner | None = None
+) -> int:
     """Do the job in this process and below it; return the exit status after leaving the outcome."""
     prepare_process(files, spec)
-    if spec.kind == "train":
+    if spec.kind == "train" and run_ranks is not None:
+        ending = run_ranks(files, spec, attempt)
+    elif spec.kind == "train":
         from deepseek_ops.jobs.preload import preload
         from deepseek_ops.jobs.ranks import RankGroupRunner
 
