@@ -1,29 +1,45 @@
-"""Metrics and events of a training, as JSON lines in the store while it runs: readable anywhere, no extra server.
+"""Metrics, events and telemetry of a training, in the store while it runs: readable anywhere, no extra server.
 
-A background thread writes one segment every few seconds under ``<run>/metrics/000000.jsonl``, ``000001.jsonl``, ...
-Keys are create-only and numbers go on after a restart, so nothing is overwritten. After a kill the steps since the
-last checkpoint run again and appear again with equal losses: readers keep the last row of a step.
+A background thread writes what was reported as one segment (``training/streams.py`` has the format and the reader):
+soon after an event, and otherwise every 3 s in the first minutes of a process, every 30 s after an hour. 64 segments
+are joined into one object, so a week of training is a few hundred objects. Numbers go on after a restart and nothing
+is overwritten. After a kill the steps since the last checkpoint run again and appear again; readers keep the last.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pydantic import JsonValue
+
 from deepseek_ops.adapters.local_launcher.folder import plain
-from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError
+from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError, ObjectNotFoundError
+from deepseek_ops.jobs.mirrors import Mirrors
+from deepseek_ops.jobs.telemetry import Telemetry
+from deepseek_ops.training.streams import EVENTS, METRICS, TELEMETRY, numbers_of, pack, segment_name
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import ObjectStore
     from deepseek_ops.jobs.context import JobContext
 
 FLUSH_SECONDS = 3.0
+SLOWEST_FLUSH_SECONDS = 30.0
+EVENT_SECONDS = 0.5
+"""An event is written this long after it was reported, with what comes in between."""
+JOINED = 64
+"""Segments that are joined into one object."""
 MAX_HELD_ROWS = 100_000
 """Rows kept while the store is away; beyond that the oldest go, and their number is logged."""
+MAX_SEGMENT_ROWS = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -31,110 +47,188 @@ _log = logging.getLogger(__name__)
 class Segments:
     """One append-only stream of rows in numbered, write-once segments. ``append`` never waits for the store."""
 
-    def __init__(self, store: ObjectStore, prefix: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, *, attempt: int = 1) -> None:
         self.prefix = prefix.rstrip("/")
         self._store = store
-        self._rows: list[bytes] = []
+        self._attempt = attempt
+        self._rows: deque[bytes] = deque(maxlen=MAX_HELD_ROWS)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._next: int | None = None
+        self._pending = b""
+        """A segment that may or may not have reached the store: sent again as it is, so that it is there once."""
+        self._tried: int | None = None
+        """The number it was sent as."""
+        self._last = -1
+        self._own: list[tuple[int, bytes]] = []
+        """What this writer wrote since it last joined, in numbers that follow each other."""
         self._dropped = 0
 
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row; numbers that JSON lacks become strings ("NaN"), as in the job's own stream."""
-        line = json.dumps(plain(row), separators=(",", ":"), ensure_ascii=False).encode()
+        stamped = {**row, "at": round(time.time(), 3), "attempt": self._attempt}
+        line = json.dumps(plain(stamped), separators=(",", ":"), ensure_ascii=False).encode()
         with self._lock:
+            self._dropped += len(self._rows) == MAX_HELD_ROWS
             self._rows.append(line)
-            if len(self._rows) > MAX_HELD_ROWS:
-                del self._rows[0]
-                self._dropped += 1
 
     def flush(self) -> None:
         """Write what is held as the next segment. The rows are kept when the store raises."""
         with self._flushing:
-            with self._lock:
-                rows, self._rows = self._rows, []
-            if not rows:
-                return
-            try:
-                self._create(b"".join(row + b"\n" for row in rows))
-            except DeepSeekOpsError:
-                with self._lock:
-                    self._rows = rows + self._rows
-                raise
+            while self._pending or self._rows:
+                if not self._pending:
+                    with self._lock:
+                        count = min(len(self._rows), MAX_SEGMENT_ROWS)
+                        self._pending = pack([self._rows.popleft() for _ in range(count)])
+                self._create(self._pending)
+                self._pending = b""
+                if len(self._own) >= JOINED:
+                    self._join()
             if self._dropped:
                 _log.warning("%s: %d rows were dropped while the store was away", self.prefix, self._dropped)
                 self._dropped = 0
 
+    def close(self) -> None:
+        """Write the rest and join what is not joined yet."""
+        self.flush()
+        with self._flushing:
+            if len(self._own) > 1:
+                self._join()
+
     def _create(self, body: bytes) -> None:
-        if self._next is None:
-            self._next = self._first_free()
-        while True:
-            key = f"{self.prefix}/{self._next:06d}.jsonl"
-            try:
-                self._store.create(key, body)
-            except ObjectExistsError:
-                # Ours, if the answer to an earlier try was lost; another attempt's otherwise. Neither is overwritten.
-                if self._store.get(key) != body:
-                    self._next += 1
-                    continue
-            self._next += 1
-            return
+        number = self._tried
+        if number is None or self._stored(number) != body:  # else an earlier try succeeded and its answer was lost
+            number = self._first_free()
+            while not self._created(number, body):
+                number += 1
+        self._tried = None
+        self._keep(number, body)
+
+    def _created(self, number: int, body: bytes) -> bool:
+        self._tried = number
+        try:
+            self._store.create(f"{self.prefix}/{segment_name(number)}", body)
+        except ObjectExistsError:  # another attempt's, which still runs or has just begun: it is not overwritten
+            return False
+        return True
+
+    def _stored(self, number: int) -> bytes | None:
+        try:
+            return self._store.get(f"{self.prefix}/{segment_name(number)}")
+        except ObjectNotFoundError:
+            return None
+
+    def _keep(self, number: int, body: bytes) -> None:
+        if number != self._last + 1:
+            self._own = []
+        self._own.append((number, body))
+        self._last = number
+
+    def _join(self) -> None:
+        """Put the segments of this writer together; when the store refuses, they stay as they are."""
+        own, self._own = self._own, []
+        name = segment_name(own[-1][0], first=own[0][0])
+        try:
+            self._store.create(f"{self.prefix}/{name}", b"".join(body for _, body in own))
+            self._store.delete([f"{self.prefix}/{segment_name(number)}" for number, _ in own])
+        except DeepSeekOpsError as error:
+            _log.info("%s: segments %s are not joined: %s", self.prefix, name, error)
 
     def _first_free(self) -> int:
-        last = -1
-        for item in self._store.list(f"{self.prefix}/"):
-            number = item.key.rpartition("/")[2].removesuffix(".jsonl")
-            last = max(last, int(number)) if number.isdigit() else last
-        return last + 1
+        """Return the number of the next segment, after looking: a number that was joined must not be used again."""
+        start = f"{self.prefix}/{segment_name(self._last)}" if self._last >= 0 else ""
+        items = self._store.list(f"{self.prefix}/", start_after=start)
+        found = [numbers_of(item.key.rpartition("/")[2]) for item in items]
+        return 1 + max((numbers[1] for numbers in found if numbers is not None), default=self._last)
 
 
 class Streams:
     """What a training says: to the job's own stream at once, to the store every few seconds. Silent on other ranks.
 
-    Use it as a context manager: leaving it writes the rest. A store that is away then is logged, not raised, because
-    the result is written to the same store right before or after and decides by itself.
+    The first rank of every node watches its machine besides. Use it as a context manager: leaving it writes the rest.
+    A store that is away then is logged, not raised, because the result is written to the same store right before or
+    after and decides by itself.
     """
 
     def __init__(self, context: JobContext, prefix: str, *, flush_seconds: float = FLUSH_SECONDS) -> None:
         self._context = context
         self._seconds = flush_seconds
+        self._first = context.rank == 0
         self._segments = (
-            [Segments(context.store, f"{prefix}/{name}") for name in ("metrics", "events")] if context.rank == 0 else []
+            {name: Segments(context.store, f"{prefix}/{name}", attempt=context.attempt) for name in (METRICS, EVENTS)}
+            if self._first
+            else {}
         )
-        self._ended = threading.Event()
+        self._written = list(self._segments.values())
+        self._telemetry: Telemetry | None = None
+        if int(os.environ.get("LOCAL_RANK", context.rank)) == 0:
+            node = int(os.environ.get("GROUP_RANK", "0"))
+            rows = Segments(context.store, f"{prefix}/{TELEMETRY}/{node:04d}", attempt=context.attempt)
+            self._telemetry = Telemetry(rows.append, self._say, node=node)
+            self._written.append(rows)
+        self._mirrors = Mirrors.from_environment(os.environ, context.work, self._say) if self._first else None
+        self._ended = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-streams", daemon=True)
 
     def metric(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of a step."""
-        if self._segments:
+        if self._first:
             self._context.report(step=step, **metrics)
-            self._segments[0].append({"step": step, **metrics})
+            self._segments[METRICS].append({"step": step, **metrics})
+            if self._mirrors is not None:
+                self._mirrors.put(step, metrics)
 
     def event(self, kind: str, **fields: object) -> None:
         """Report an event."""
-        if self._segments:
-            self._context.event(kind, **fields)
-            self._segments[1].append({"kind": kind, **fields})
+        if self._first:
+            self._say(kind, fields)
+
+    def detail(self, kind: str, step: int, fields: Mapping[str, JsonValue]) -> None:
+        """Report what is too long for a metric, such as the load of every expert: in the store's events only."""
+        if self._first:
+            self._segments[EVENTS].append({"kind": kind, "step": step, **fields})
 
     def __enter__(self) -> Self:
-        if self._segments:
-            self._thread.start()
+        with ExitStack() as undo:
+            for part in (self._telemetry, self._mirrors):
+                if part is not None:
+                    undo.enter_context(part)
+            if self._written:
+                self._thread.start()
+                undo.callback(self._end_thread)
+            self._parts = undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        if self._segments:
-            self._thread.join()
-            self._flush()
+        self._parts.close()
+        for segments in self._written:
+            self._kept(segments, last=True)
+
+    def _say(self, kind: str, fields: Mapping[str, object]) -> None:
+        self._context.event(kind, **fields)
+        if self._first:
+            self._segments[EVENTS].append({"kind": kind, **fields})
+            self._wake.set()
+
+    def _end_thread(self) -> None:
+        self._ended = True
+        self._wake.set()
+        self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._seconds):
-            self._flush()
+        began = written = time.monotonic()
+        while not self._ended:
+            pause = max(self._seconds, min((written - began) / 120, SLOWEST_FLUSH_SECONDS))
+            if self._wake.wait(pause) and not self._ended:
+                time.sleep(min(EVENT_SECONDS, self._seconds))
+            self._wake.clear()
+            for segments in self._written:
+                self._kept(segments)
+            written = time.monotonic()
 
-    def _flush(self) -> None:
-        for segments in self._segments:
-            try:
-                segments.flush()
-            except DeepSeekOpsError as error:
-                _log.warning("%s is not written yet: %s", segments.prefix, error)
+    @staticmethod
+    def _kept(segments: Segments, *, last: bool = False) -> None:
+        try:
+            segments.close() if last else segments.flush()
+        except DeepSeekOpsError as error:
+            _log.warning("%s is not written yet: %s", segments.prefix, error)

@@ -2,8 +2,8 @@
 
 The training writes its metrics to the store and knows no tracker. The mirror reads those write-once segments from
 outside the step path, so the store is the queue: it is bounded by nothing but the disk, survives every restart, and a
-tracker that is away costs the run nothing. Points get the time of their segment, which makes sending them again
-harmless, and a mirror that starts over repeats itself without doubling anything.
+tracker that is away costs the run nothing. Points have the time of their row, which makes sending them again harmless,
+and a mirror that starts over repeats itself without doubling anything.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError
-from deepseek_ops.core.ports import Facts, ObjectInfo, ObjectStore
+from deepseek_ops.core.ports import Facts, ObjectStore
 from deepseek_ops.core.records import DatasetVersion, Name, Record, RunManifest, TrainingPlan
 from deepseek_ops.core.reporting import MetricPoint, RunEnd, TrackedRun, Tracker, TrackerRun
+from deepseek_ops.training.streams import METRICS, STAMPS, Segment, read
 
 TRACKED = "tracked-run"
 """Kind of the facts that say where a run is in a tracker, keyed ``<tracker>/<run id>``."""
 MAX_POINTS = 5_000
 """Points read before they are sent: what the mirror holds in memory."""
 
+_NO_METRICS = STAMPS | {"step"}
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -108,8 +110,8 @@ class Mirror:
     run: TrackedRun
     report: MirrorReport = field(default_factory=MirrorReport)
     place: TrackerRun | None = None
-    after: str = ""
-    """Key of the last segment that was sent."""
+    after: int = -1
+    """Number of the last segment that was sent."""
     step: int = -1
     """The last step that was sent: steps that run again after a restart have equal values and are left out."""
 
@@ -138,16 +140,14 @@ class Mirror:
                 self.report.error = error
         return self.report
 
-    def _batches(self) -> Iterator[list[tuple[str, list[MetricPoint]]]]:
-        """Yield segments (key, points) in order, as many at a time as MAX_POINTS allows."""
-        held: list[tuple[str, list[MetricPoint]]] = []
+    def _batches(self) -> Iterator[list[tuple[int, list[MetricPoint]]]]:
+        """Yield segments (number, points) in order, as many at a time as MAX_POINTS allows."""
+        held: list[tuple[int, list[MetricPoint]]] = []
         last = self.step
-        for info in self.store.list(f"{self.prefix}/metrics/", start_after=self.after):
-            if not info.key.endswith(".jsonl"):
-                continue
-            points = list(_points(info, self.store.get(info.key), after=last))
+        for segment in read(self.store, f"{self.prefix}/{METRICS}", after=self.after):
+            points = list(_points(segment, after=last))
             last = max([last, *(point.step for point in points)])
-            held.append((info.key, points))
+            held.append((segment.number, points))
             if sum(len(rows) for _, rows in held) >= MAX_POINTS:
                 yield held
                 held = []
@@ -172,18 +172,22 @@ def tracker_url(facts: Facts, run: str) -> str:
     return str(found[0].body.get("url", "")) if found else ""
 
 
-def _points(info: ObjectInfo, body: bytes, *, after: int) -> Iterator[MetricPoint]:
-    rows = [row for line in body.splitlines() if line.strip() and isinstance(row := json.loads(line), dict)]
-    end = int(info.modified * 1000)
+def _points(segment: Segment, *, after: int) -> Iterator[MetricPoint]:
+    """Yield the points of steps beyond ``after``, at the time their row was written.
+
+    Rows of earlier releases have no time: theirs is their segment's, a millisecond apart, so that a chart over time has
+    them in order.
+    """
+    end = int(segment.modified * 1000)
     seen = after
-    for at, row in enumerate(rows):
-        step = row.get("step")
+    for position, row in enumerate(segment.rows):
+        step, at = row.get("step"), row.get("at")
         if not isinstance(step, int) or step <= seen:
             continue
         seen = step
-        # A millisecond apart, so that a chart over time has them in order.
-        time_ms = max(end - len(rows) + 1 + at, 0)
+        unknown = max(end - len(segment.rows) + 1 + position, 0)
+        time_ms = int(at * 1000) if isinstance(at, int | float) else unknown
         for name, value in row.items():
             number = _NUMBERS.get(value) if isinstance(value, str) else value
-            if name != "step" and isinstance(number, int | float) and not isinstance(number, bool):
+            if name not in _NO_METRICS and isinstance(number, int | float) and not isinstance(number, bool):
                 yield MetricPoint(name, float(number), step, time_ms)
