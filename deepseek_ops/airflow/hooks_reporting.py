@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_ops.airflow.hooks import ConnectionFieldError, GitRemoteHook, PortHook
@@ -37,7 +38,9 @@ class ReviewHook(GitRemoteHook):
 class TrackerHook(PortHook):
     """The tracker behind a ``deepseek_tracker`` connection.
 
-    Host = URL of the MLflow server; login and password for basic authentication, a password alone is a bearer token.
+    MLflow: host = URL of the server; login and password for basic authentication, a password alone is a bearer token.
+    Weights & Biases: extra ``tracker`` = ``wandb``, host = folder that all workers and triggerers see; offline runs are
+    written there for ``wandb sync``. Extras ``entity`` and ``server`` make the address that commits carry.
     """
 
     conn_name_attr = "tracker_conn_id"
@@ -53,11 +56,23 @@ class TrackerHook(PortHook):
     def tracker(self) -> Tracker:
         """The tracker. Nothing is contacted yet."""
         kind = str(self.extra.get("tracker") or "mlflow")
+        if kind == "wandb":
+            return self._wandb()
         if kind != "mlflow":
-            raise ConnectionFieldError(self.conn_id, "extra tracker", f"is {kind!r}; the tracker here is 'mlflow'")
+            known = "the trackers are 'mlflow' and 'wandb'"
+            raise ConnectionFieldError(self.conn_id, "extra tracker", f"is {kind!r}; {known}")
         from deepseek_ops.adapters.trackers import MLflowTracker
 
         url = self.required("host", self.connection.host, "give the URL of the MLflow server")
         if not url.startswith(("https://", "http://")):
             raise ConnectionFieldError(self.conn_id, "host", f"is {url!r}, no http(s) URL")
         return MLflowTracker(url, username=self.connection.login or "", password=self.connection.password or "")
+
+    def _wandb(self) -> Tracker:
+        from deepseek_ops.adapters.trackers import WandbTracker
+
+        folder = self.required("host", self.connection.host, "give the folder of the offline runs")
+        if not folder.startswith("/"):
+            raise ConnectionFieldError(self.conn_id, "host", f"is {folder!r}, no absolute folder")
+        server = str(self.extra.get("server") or "https://wandb.ai")
+        return WandbTracker(Path(folder), entity=str(self.extra.get("entity") or ""), host=server)

@@ -74,7 +74,7 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "deepseek_ops.airflow.hooks_reporting.TrackerHook",
                 "ui-field-behaviour": {
                     "hidden-fields": ["port", "schema"],
-                    "relabeling": {"host": "URL of the MLflow server", "password": "Password or token"},
+                    "relabeling": {"host": "URL of MLflow, or folder for wandb", "password": "Password or token"},
                     "placeholders": {"host": "https://mlflow.host"},
                 },
             },

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import uuid
+import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +16,12 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fixtures_mlflow import mlflow_url  # noqa: F401
 from fixtures_review_hosts import Fault, Host, serving
+from fixtures_wandb import offline_run
 
-from deepseek_ops.adapters.trackers import MLflowTracker
+import deepseek_ops
+from deepseek_ops.adapters.trackers import MLflowTracker, WandbTracker
 from deepseek_ops.adapters.trackers.mlflow import KEY_TAG, key_tag
+from deepseek_ops.core.errors import MissingDependencyError
 from deepseek_ops.core.reporting import (
     MetricPoint,
     ServiceAccessError,
@@ -211,3 +216,66 @@ class TestMLflow(TrackerContract):
     def test_a_server_that_is_away_is_a_transient_error(self) -> None:
         with pytest.raises(ServiceUnavailableError):
             MLflowTracker("http://127.0.0.1:9", sleep=lambda _: None).start(tracked())
+
+
+class TestWandb(TrackerContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+        self.tracker = WandbTracker(tmp_path, entity="team")
+
+    def seen(self, run_id: str) -> dict[str, Any]:
+        """Read the offline run back from its file; what was not finished yet is written for it."""
+        folders = list((self.folder / "wandb").glob(f"offline-run-*-{run_id}")) or [self.tracker.write(run_id)]
+        return offline_run(*folders)
+
+    def count(self, run: TrackedRun) -> int:
+        return len(list((self.folder / "told").glob(self.tracker.start(run).run_id)))
+
+    def test_the_address_is_known_before_the_run_is_sent(self) -> None:
+        run = tracked(experiment="deepseek tiny/2")
+        place = self.tracker.start(run)
+        assert place.url == f"https://wandb.ai/team/deepseek-tiny-2/runs/{place.run_id}"
+        self.tracker.finish(place.run_id, "finished", {})
+        assert self.seen(place.run_id)["place"] == ("team", "deepseek-tiny-2", place.run_id)
+
+    def test_finishing_again_leaves_one_run_with_everything(self) -> None:
+        run_id = self.tracker.start(tracked()).run_id
+        self.tracker.log(run_id, curve(range(3)))
+        self.tracker.finish(run_id, "killed", {})
+        self.tracker.log(run_id, curve(range(3, 6)))
+        self.tracker.finish(run_id, "finished", {})
+        assert len(list((self.folder / "wandb").iterdir())) == 1
+        seen = self.seen(run_id)
+        assert (seen["status"], len(seen["curves"]["training_loss"])) == ("finished", 6)
+
+    def test_metrics_of_a_step_that_came_in_two_parts_are_one_row(self) -> None:
+        run_id = self.tracker.start(tracked()).run_id
+        self.tracker.log(run_id, curve(range(4)))
+        self.tracker.log(run_id, curve(range(4), "val_loss"))
+        curves = self.seen(run_id)["curves"]
+        assert curves["training_loss"] == curves["val_loss"]
+        assert len(curves["val_loss"]) == 4
+
+    def test_no_credential_reaches_the_writing_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "correct-horse-battery-staple")
+        run_id = self.tracker.start(tracked()).run_id
+        self.tracker.finish(run_id, "finished", {})
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        assert files
+        assert not [path for path in files if b"battery-staple" in path.read_bytes()]
+
+    def test_an_interpreter_without_the_package_is_named_with_the_remedy(self, tmp_path: Path) -> None:
+        venv.create(tmp_path / "bare", with_pip=False)
+        source = str(Path(deepseek_ops.__file__).parents[1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", source)
+            tracker = WandbTracker(tmp_path, python=str(tmp_path / "bare" / "bin" / "python"))
+            run_id = tracker.start(tracked()).run_id
+            with pytest.raises(MissingDependencyError, match=r"deepseek-ops\[wandb\]"):
+                tracker.finish(run_id, "finished", {})
+
+    def test_a_folder_that_cannot_be_written_is_a_transient_error_with_its_path(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ServiceUnavailableError, match="file/told"):
+            WandbTracker(tmp_path / "file").start(tracked())

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from fixtures_mlflow import mlflow_url  # noqa: F401
+from fixtures_wandb import offline_run
 
 from deepseek_ops.adapters import rest
 from deepseek_ops.adapters.facts import open_facts
@@ -43,8 +44,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectSto
     return open_store(f"file://{tmp_path}/store", {})
 
 
-def connect(monkeypatch: pytest.MonkeyPatch, kind: str, host: str, name: str) -> None:
-    monkeypatch.setenv(f"AIRFLOW_CONN_DEEPSEEK_OPS_{name}", json.dumps({"conn_type": kind, "host": host}))
+def connect(monkeypatch: pytest.MonkeyPatch, kind: str, host: str, name: str, **extra: str) -> None:
+    body = {"conn_type": kind, "host": host, "extra": extra}
+    monkeypatch.setenv(f"AIRFLOW_CONN_DEEPSEEK_OPS_{name}", json.dumps(body))
 
 
 def segment(store: ObjectStore, number: int, steps: range) -> None:
@@ -89,6 +91,36 @@ def test_a_tracker_that_is_away_neither_stops_the_wait_nor_fails_the_run(
         operator().execute_complete(context(), {"state": "success", "after": "", "step": -1})
     with pytest.raises(AirflowSkipException, match="clear this task to send the rest"):
         operator().execute_complete(context(try_number=4), {"state": "success", "after": "", "step": -1})
+
+
+@pytest.mark.parametrize(
+    ("host", "extra", "said"),
+    [("runs", {"tracker": "wandb"}, "no absolute folder"), ("/runs", {"tracker": "aim"}, "aim")],
+)
+def test_a_tracker_connection_that_cannot_work_names_its_field(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, host: str, extra: dict[str, str], said: str
+) -> None:
+    connect(monkeypatch, "deepseek_tracker", host, "TRACKER", **extra)
+    with pytest.raises(AirflowSkipException, match=said):
+        operator().execute(context())
+
+
+@pytest.mark.slow
+def test_an_offline_run_of_wandb_has_the_whole_curve_and_the_commit_leads_to_it(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connect(monkeypatch, "deepseek_tracker", str(tmp_path / "runs"), "TRACKER", tracker="wandb", entity="team")
+    segment(store, 0, range(3))
+    with pytest.raises(TaskDeferred):
+        operator().execute(context())
+    segment(store, 1, range(3, 5))
+    told = operator().execute_complete(context(), {"state": "success", "after": "", "step": -1})
+    assert told["url"] == tracker_url(open_facts(f"sqlite:///{tmp_path}/facts.db"), "run-1")
+    assert told["url"] == f"https://wandb.ai/team/tiny-live/runs/{told['run_id']}"
+    (folder,) = (tmp_path / "runs" / "wandb").iterdir()
+    seen = offline_run(folder)
+    assert seen["curves"]["training_loss"] == [(step, 10.0 - step) for step in range(5)]
+    assert (seen["status"], seen["tags"]["deepseek_ops.commit"]) == ("finished", "a" * 40)
 
 
 @pytest.mark.slow

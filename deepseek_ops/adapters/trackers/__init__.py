@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from deepseek_ops.adapters.trackers.mlflow import MLflowTracker
+from deepseek_ops.adapters.trackers.wandb import WandbTracker
 
-__all__ = ["MLflowTracker"]
+__all__ = ["MLflowTracker", "WandbTracker"]
