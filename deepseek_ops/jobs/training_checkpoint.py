@@ -45,6 +45,10 @@ class Progress:
     """Ranges (first, end) of batch positions that the guardian leaves out on purpose."""
     lr_factor: float = 1.0
     """What the guardian multiplies the scheduled learning rate by."""
+    rewinds: int = 0
+    """How often the run had gone back when it came here: tells states of a way that was given up."""
+    guardian: dict[str, JsonValue] = field(default_factory=dict)
+    """What alert rules remember, see ``training.guardian.Memory``."""
 
     def dump(self) -> dict[str, JsonValue]:
         """Return the progress as JSON; floats keep every bit."""
@@ -56,12 +60,14 @@ class Progress:
             "history": [{key: repr(value) for key, value in row.items()} for row in self.history],
             "skipped": [[first, end] for first, end in self.skipped],
             "lr_factor": repr(self.lr_factor),
+            "rewinds": self.rewinds,
+            "guardian": self.guardian,
         }
 
     @classmethod
     def load(cls, state: dict[str, JsonValue]) -> Progress:
         """Return what ``dump`` wrote."""
-        history, skipped = state["history"], state.get("skipped")
+        history, skipped, guardian = state["history"], state.get("skipped"), state.get("guardian")
         return cls(
             step=int(str(state["step"])),
             skipped_steps=int(str(state["skipped_steps"])),
@@ -78,6 +84,8 @@ class Progress:
                 if isinstance(pair, list)
             ],
             lr_factor=float(str(state.get("lr_factor", 1.0))),
+            rewinds=int(str(state.get("rewinds", 0))),
+            guardian=guardian if isinstance(guardian, dict) else {},
         )
 
 
