@@ -2,6 +2,7 @@
 
 ``supervise FOLDER``   run the newest attempt of a job in the background, see ``supervise``
 ``host FOLDER``        keep the heavy imports warm for supervisors to be forked from, see ``host``
+``attend --job NAME``  be one machine of a job whose state is in the object store, see ``attend``
 ``KIND FILE``          run one job here and now, also under torchrun; FILE holds the payload or a whole JobSpec
 """
 
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from deepseek_ops.jobs.host import start_host
 
             return start_host(options.folder.resolve())
+        if options.command == "attend":
+            from deepseek_ops.jobs.attend import attend, runner_of
+
+            return attend(options.job, options.attempt, run_ranks=runner_of(options.runner))
         return run_here(options.command, options.file, options.folder)
     except DeepSeekOpsError as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -95,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     supervise.add_argument("--lock-fd", type=int, default=None, help="inherited file descriptor of the job's lock")
     host = commands.add_parser("host", help="keep the heavy imports warm")
     host.add_argument("folder", type=Path)
+    attend = commands.add_parser("attend", help="be one machine of a job whose state is in the object store")
+    attend.add_argument("--job", required=True, help="name of the job")
+    attend.add_argument("--attempt", required=True, type=int, help="which attempt of it")
+    attend.add_argument("--runner", default="", help="module:function that runs the ranks; default: forked processes")
     for kind in KINDS:
         command = commands.add_parser(kind, help=f"run one {kind} job here and now")
         command.add_argument("file", type=Path)
