@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import signal
@@ -196,6 +197,48 @@ def count(context: JobContext) -> dict[str, JsonValue]:
     if {"fail_rank", "die_rank"} & context.payload.keys():
         time.sleep(600)  # as a rank does that waits for a peer in a collective
     return {"rank": context.rank, "started_at": start, "restarts": context.restarts, "world": os.environ["WORLD_SIZE"]}
+
+
+def march(context: JobContext) -> dict[str, JsonValue]:
+    """Count on every rank, none a step ahead of the others, and get stuck, fall behind or rest as the payload says."""
+    order = context.payload
+    context.progress(0, "starting")
+    mark = context.work / f"march-{context.rank}"
+    start = int(mark.read_text()) if mark.exists() else 0
+    context.event("run", pid=os.getpid(), started_at=start)
+    context.progress(start)
+    for step in range(start, int(str(order["steps"]))):
+        began = time.monotonic()
+        if order.get("stuck_rank") == context.rank and step == order["stuck_at"] and not context.restarts:
+            get_stuck(str(order.get("how", "asleep")))
+        time.sleep(0.03 if order.get("slow_rank") == context.rank else 0.01)
+        busy = time.monotonic() - began
+        part = mark.with_suffix(".part")
+        part.write_text(str(step + 1))
+        part.replace(mark)
+        wait_for_peers(context, step + 1)
+        if step == order.get("rest_at"):
+            context.progress(step + 1, "checkpointing")
+            time.sleep(float(str(order["rest_seconds"])))
+        context.progress(step + 1, busy_seconds=busy)
+        if context.stop_requested:
+            break
+    return {"started_at": start, "restarts": context.restarts}
+
+
+def get_stuck(how: str) -> None:
+    """Never come back; ``deaf`` with every signal blocked and the interpreter's lock held."""
+    if how == "deaf":
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
+        ctypes.PyDLL(None).sleep(600)
+    time.sleep(600)
+
+
+def wait_for_peers(context: JobContext, step: int) -> None:
+    """Wait, as a collective does, until every rank has come as far."""
+    marks = [context.work / f"march-{rank}" for rank in range(context.world_size)]
+    while any(int(mark.read_text() if mark.exists() else 0) < step for mark in marks):
+        time.sleep(0.005)
 
 
 def all_reduce(context: JobContext) -> dict[str, JsonValue]:

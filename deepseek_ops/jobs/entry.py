@@ -60,6 +60,7 @@ class Outcome(Record):
     error: str = Field(default="", description="Class of the exception.")
     retry: bool = False
     killed: bool = Field(default=False, description="A signal ended it.")
+    hang: bool = Field(default=False, description="It was ended because it got no further.")
     peer_lost: bool = Field(default=False, description="It failed because another rank had gone.")
     stopped: bool = Field(default=False, description="A rule in the job's own code ended it on purpose.")
     stop_seen: bool = Field(default=False, description="The code had been told to stop before it ended.")

@@ -15,7 +15,10 @@ A node's part, in the order of calls (``RankGroupRunner`` plays it)::
 Every call may be made twice. ``poll`` is asked twice a second, and in between the ranks' ends have to be seen, so
 none of the calls may block for longer than a local file takes; a call may take effect later than it returns. They are
 made in the process that forks the ranks: an implementation starts no thread in it and opens nothing that a rank must
-not inherit. One that needs either, because it talks to a server, runs ``beside``.
+not inherit. One that talks to a server leaves that to another process.
+
+A node that is started again within an attempt finds that it has joined already, with another port: the ranks of its
+predecessor are dead, so it ends that generation and joins the next.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class Joined(Record):
 
     node: int = Field(ge=0)
     address: str = Field(description="Of the node, for its peers.")
-    port: int = Field(ge=0, description="Free there; of node 0 it becomes MASTER_PORT.")
+    port: int = Field(ge=0, description="Free there; of node 0 it becomes MASTER_PORT. Tells a node's starts apart.")
 
 
 class Failure(Record):
@@ -112,13 +115,16 @@ class Rendezvous(Protocol):
         """Return what is known now."""
 
     def join(self, generation: int, port: int) -> None:
-        """Say that this node is ready for the generation, with a port that is free on it."""
+        """Say that this node is ready for the generation, with a port that is free on it.
+
+        Does nothing when it is not the newest generation, or when the node has joined it before.
+        """
 
     def fail(self, generation: int, failure: Failure) -> None:
         """Report that the generation has failed. The first report of all nodes counts; later ones do nothing."""
 
     def finish(self, generation: int, outcome: Outcome) -> None:
-        """Say that all ranks of this node have returned from the generation."""
+        """Say that all ranks of this node have returned from the generation; nothing when it is not the newest."""
 
     def share(self, pace: NodePace) -> None:
         """Tell the others how far this node's ranks are; now and then, and it may get lost."""

@@ -20,7 +20,8 @@ from deepseek_ops.jobs.__main__ import main
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.ending import judge
 from deepseek_ops.jobs.entry import Outcome, call, silent_ending
-from deepseek_ops.jobs.ranks import RankRun, rank_environment
+from deepseek_ops.jobs.rank_process import Place, rank_environment
+from deepseek_ops.jobs.ranks import RankRun
 
 
 def context_on(folder: Path, **fields: object) -> JobContext:
@@ -177,7 +178,7 @@ def test_a_silent_end_is_told_by_its_status() -> None:
 def test_ranks_have_the_variables_of_torchrun_and_keep_those_of_the_job(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     spec = JobSpec(name="a", kind="train", payload={}, num_ranks=2, max_restarts=5)
-    environment = rank_environment(spec, rank=1, restarts=3, port=12345)
+    environment = rank_environment(spec, Place(local_rank=1, generation=3, port=12345))
     assert {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "12345",
     }  # fmt: skip
