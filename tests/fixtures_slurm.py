@@ -27,8 +27,7 @@ from deepseek_ops.adapters.engines.slurm.settings import SlurmSettings
 
 NODES = ("127.0.0.1", "127.0.0.2")
 """Names of the nodes, which are their addresses: what runs on one is reached from the other by its name."""
-MIN_JOB_AGE_SECONDS = 15
-NODE_TIMEOUT_SECONDS = 6
+NODE_TIMEOUT_SECONDS = 4
 _TOOLS = Path(__file__).parent.parent / ".deepseek-ops/tools/slurm"
 _PACKAGES = ("slurmd", "slurmctld", "slurm-client", "munge")
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct")
@@ -58,8 +57,8 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 JobCompType=jobcomp/filetxt
 JobCompLoc={root}/log/jobcomp.txt
-MinJobAge={age}
 KillWait=3
+MessageTimeout=5
 SlurmdTimeout={timeout}
 SlurmctldTimeout=5
 ReturnToService=2
@@ -194,23 +193,35 @@ class SlurmCluster:
         stepd = ("-d", str(self.software.stepd)) if self.software.stepd else ()
         self._daemon("slurmd", "-D", "-N", node, *stepd, key=node)
 
+    def start_controller(self, *, forget: bool = False) -> None:
+        """Start the controller and wait until both nodes take jobs; with ``forget`` it knows of no job."""
+        self._daemon("slurmctld", "-D", *(("-c",) if forget else ()))
+        _until(lambda: self.node_states() == ["idle", "idle"], self)
+
+    def stop_controller(self) -> None:
+        """End the controller at once; nodes and jobs go on."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.kill()
+        daemon.wait()
+
+    def kill_daemon(self, node: str) -> None:
+        """Kill -9 a node's daemon; the processes of its jobs go on, and nobody hears of them."""
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
+
     def node_states(self) -> list[str]:
         """Return the state of each node."""
         return self.command("sinfo", "--noheader", "--Node", "--format=%T", "--partition=main", check=False).split()
 
     def kill_node(self, node: str) -> None:
         """End everything on a node at once, as when its power fails."""
-        self.daemons.pop(node).kill()
+        self.kill_daemon(node)
         self._kill(f"TESTS_NODE={node}")
         self._kill(f"SLURMD_NODENAME={node}")
 
     def stop(self) -> None:
         """End every process of the cluster and of its jobs."""
-        for daemon in self.daemons.values():
-            daemon.terminate()
-        for daemon in self.daemons.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.wait(5)
         self._kill("")
         for daemon in self.daemons.values():
             daemon.wait(5)
@@ -268,7 +279,7 @@ def _configure(root: Path, software: SlurmSoftware) -> None:
     ]
     text = _CONF.format(
         root=root, user=pwd.getpwuid(os.getuid()).pw_name, ctld=controller, nodes="\n".join(lines),
-        names=",".join(NODES), age=MIN_JOB_AGE_SECONDS, timeout=NODE_TIMEOUT_SECONDS,
+        names=",".join(NODES), timeout=NODE_TIMEOUT_SECONDS,
         plugins=f"PluginDir={software.plugins}\n" if software.plugins else "",
     )  # fmt: skip
     (root / "slurm.conf").write_text(text)

@@ -30,8 +30,8 @@ stopping() {{
   trap '' {signal}
   grace=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* stop=\\([0-9.]*\\).*/\\1/p')
   [ -n "$step" ] || exit {retry}
-  scancel --signal=TERM "$SLURM_JOB_ID"
-  (sleep "${{grace:-{grace}}}"; scancel --signal=KILL "$SLURM_JOB_ID") & killer=$!
+  scancel --signal=TERM "$SLURM_JOB_ID.0"
+  (sleep "${{grace:-{grace}}}"; scancel --signal=KILL "$SLURM_JOB_ID.0") & killer=$!
 }}
 trap stopping {signal}
 first= tries=0
@@ -46,7 +46,11 @@ if [ "$first" != "$SLURM_JOB_ID" ]; then
 fi
 {srun} </dev/null & step=$!
 while wait "$step"; status=$?; [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
-[ -z "$killer" ] || kill "$killer"
+if [ -n "$killer" ]; then
+  kill "$killer" 2>/dev/null
+  scancel "$SLURM_JOB_ID"
+  sleep 5
+fi
 if [ "$status" -gt 128 ]; then
   failed=$(sed -n 's/^srun: error: .* task.*: Exited with exit code \\([0-9]*\\)$/\\1/p' {output} | head -n 1)
   status=${{failed:-$status}}

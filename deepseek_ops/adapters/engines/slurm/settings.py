@@ -11,6 +11,7 @@ from deepseek_ops.core.records import Name, Record
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f]*$", max_length=500)]
 """A value of one option: no blanks, no control characters."""
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", max_length=2000)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 _OPTION = re.compile(r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f]*)?$")
@@ -71,7 +72,7 @@ class SlurmSettings(Record):
         min_length=1,
         description="Folder of the jobs' output on a file system that nodes and commands share; below the home folder.",
     )
-    via: tuple[Word, ...] = Field(
+    via: tuple[Line, ...] = Field(
         default=(),
         description="Command that takes one shell line for the machine of the commands: ssh -oBatchMode=yes host.",
     )
