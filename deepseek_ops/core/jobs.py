@@ -26,6 +26,9 @@ class JobSpec(Record):
     payload: dict[str, JsonValue] = Field(description="Input of the job, a JSON object the kind defines.")
     num_ranks: int = Field(default=1, ge=1, description="Processes of a train job on each node.")
     num_nodes: int = Field(default=1, ge=1, description="Machines of a train job.")
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Fewest machines to go on with where an engine can; None = num_nodes."
+    )
     hang_seconds: float | None = Field(
         default=None, ge=0, description="Silence of a training that counts as hang; None = from its steps, 0 = never."
     )
@@ -89,6 +92,9 @@ class EngineJob(Record):
     id: Name = Field(description="Deterministic: the job's name and its attempt. Starting it twice finds the first.")
     command: tuple[str, ...] = Field(min_length=1, description="Argument list, never a shell string.")
     num_nodes: int = Field(default=1, ge=1)
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Fewest nodes to go on with, a divisor of num_nodes; None = no fewer."
+    )
     ranks_per_node: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
     cpus_per_node: int = Field(default=1, ge=1)

@@ -27,6 +27,8 @@ from deepseek_ops.jobs.ray_gang import Gang, GangView
 from deepseek_ops.jobs.ray_workers import NodeTask, run_node
 
 LOOK_SECONDS = 0.5
+RESIZE_SECONDS = 300.0
+"""How often an elastic job that runs on fewer machines looks for more: to take them in costs a restart."""
 LEAVE_SECONDS = 5.0
 """How long nodes may take, after the grace of a stop, to say that they have ended."""
 TRAIN_SETTINGS = {
@@ -102,6 +104,7 @@ class Driver:
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         job = self._job
+        least = job.min_nodes or job.num_nodes
         resources: dict[str, float] = {"CPU": job.cpus_per_node}
         if job.gpus_per_node:
             resources["GPU"] = job.gpus_per_node
@@ -112,13 +115,13 @@ class Driver:
             "sealed": os.environ.get(SECRETS_VARIABLE, ""),
             "needed": [name for name in os.environ.get(NEEDED_VARIABLE, "").split(",") if name],
             "gang": self._gang,
-            "submission": job.id,
         }
         trainer = DataParallelTrainer(
             run_node,
             train_loop_config=dict(task),
             scaling_config=ScalingConfig(
-                num_workers=job.num_nodes,
+                num_workers=job.num_nodes if least == job.num_nodes else (least, job.num_nodes),
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
                 use_gpu=job.gpus_per_node > 0,
                 resources_per_worker=resources,
                 placement_strategy="STRICT_SPREAD",

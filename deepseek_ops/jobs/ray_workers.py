@@ -15,22 +15,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TypedDict
 
 from pydantic import JsonValue
 
-from deepseek_ops.adapters.engines.ray.engine import NEEDED_VARIABLE, SECRETS_VARIABLE
+from deepseek_ops.adapters.engines.ray.engine import JOB_VARIABLE, NEEDED_VARIABLE, SECRETS_VARIABLE
 from deepseek_ops.adapters.engines.ray.sealing import KEY_VARIABLE, unseal
+from deepseek_ops.adapters.stores import store_from_environment
 from deepseek_ops.core.errors import DeepSeekOpsError, PermanentError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
 from deepseek_ops.jobs.nodes import ADDRESS_VARIABLE, COUNT_VARIABLE, INSTANCE_VARIABLE, RANK_VARIABLE
+from deepseek_ops.jobs.ray_again import ask_for_checkpoint, attended_job, begin_again, with_attempt
 from deepseek_ops.jobs.ray_gang import Gang
 
+HOST_VARIABLE = "DEEPSEEK_OPS_NODE_HOST"
+"""Where the other nodes reach this one."""
 TELL_SECONDS = 0.5
 MAX_TOLD_CHARACTERS = 16_000
 GUARD = "deepseek_ops.jobs.ray_guard"
-_OWN_VARIABLES = (KEY_VARIABLE, f"{KEY_VARIABLE}_FILE", SECRETS_VARIABLE, NEEDED_VARIABLE)
+_OWN_VARIABLES = (KEY_VARIABLE, f"{KEY_VARIABLE}_FILE", JOB_VARIABLE, SECRETS_VARIABLE, NEEDED_VARIABLE)
 
 
 class NodeTask(TypedDict):
@@ -40,7 +44,6 @@ class NodeTask(TypedDict):
     sealed: str
     needed: list[str]
     gang: object
-    submission: str
 
 
 class Place(TypedDict):
@@ -48,6 +51,8 @@ class Place(TypedDict):
 
     instance: int
     address: str
+    attempt: int
+    """Of the job in the store: 0 = the job needs no machines any more, -1 = as the command says."""
 
 
 class MissingVariablesError(PermanentError):
@@ -61,29 +66,74 @@ def run_node(task: NodeTask) -> int:
     from ray.train.collective import broadcast_from_rank_zero
 
     context = ray.train.get_context()
-    rank, count = context.get_world_rank(), context.get_world_size()
-    line = GangLine(task["gang"], rank)
-    first: Place | None = None
-    if rank == 0:
-        first = {"instance": line.begin(), "address": ray.util.get_node_ip_address()}
-    place: Place = broadcast_from_rank_zero(first)
-    line.instance = place["instance"]
-    if not line.enter():
-        return EXIT_RETRY
     job = EngineJob.load(task["job"])
-    try:
-        environment = node_environment(job, task, os.environ)
-    except DeepSeekOpsError as error:
-        line.leave(f"{error}\n", EXIT_DO_NOT_RETRY)
-        return EXIT_DO_NOT_RETRY
+    rank, count = context.get_world_rank(), usable_nodes(context.get_world_size(), job.num_nodes)
+    line = GangLine(task["gang"], rank)
+    environment, problem = _environment_or_problem(job, task)
+    place = broadcast_from_rank_zero(_gathered(job, line, environment) if rank == 0 else None)
+    line.instance = place["instance"]
+    if rank >= count or not line.enter():
+        return 0
+    if problem or place["attempt"] == 0:
+        status = EXIT_DO_NOT_RETRY if problem else EXIT_RETRY
+        line.leave(f"{problem or 'the job needs these machines no more'}\n", status)
+        return status
     environment |= {
         RANK_VARIABLE: str(rank),
         COUNT_VARIABLE: str(count),
         ADDRESS_VARIABLE: place["address"],
-        "DEEPSEEK_OPS_NODE_HOST": ray.util.get_node_ip_address(),
-        INSTANCE_VARIABLE: f"{task['submission']}.{place['instance']}",
+        HOST_VARIABLE: ray.util.get_node_ip_address(),
+        INSTANCE_VARIABLE: f"{job.id}.{place['instance']}",
     }
-    return GuardedCommand(job, environment).run(line)
+    command = job.command if place["attempt"] < 0 else with_attempt(job.command, place["attempt"])
+    return GuardedCommand(command, job.grace_seconds, environment).run(line, _preemption_watch(job, rank, environment))
+
+
+def usable_nodes(available: int, wanted: int) -> int:
+    """Return how many of the gathered machines to use: the most, up to ``available``, that divide ``wanted``.
+
+    A batch that divides over the wanted machines then divides over these, with more accumulation; one that divides
+    over 4 need not over 3. What is left over waits as a spare.
+    """
+    return next(count for count in range(min(available, wanted), 0, -1) if wanted % count == 0)
+
+
+def _gathered(job: EngineJob, line: GangLine, environment: Mapping[str, str]) -> Place:
+    """Return what the first node decides for all: a gathering after the first needs another attempt in the store."""
+    import ray
+
+    instance, attempt = line.begin(), -1
+    attended = attended_job(job.command)
+    if instance > 1 and attended:
+        attempt = begin_again(store_from_environment(environment), attended, job.id)
+    return {"instance": instance, "address": ray.util.get_node_ip_address(), "attempt": attempt}
+
+
+def _environment_or_problem(job: EngineJob, task: NodeTask) -> tuple[dict[str, str], str]:
+    try:
+        return node_environment(job, task, os.environ), ""
+    except DeepSeekOpsError as error:
+        return {}, str(error)
+
+
+def _preemption_watch(job: EngineJob, rank: int, environment: Mapping[str, str]) -> Callable[[], None]:
+    """Return what looks whether a machine will be taken away, and then has the training save what it has.
+
+    Ray's own ``get_preemption_info`` is a barrier of all workers; this reads what it would pass round.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    told = get_train_context().preemption_context
+    attended = attended_job(job.command)
+    asked = False
+
+    def look() -> None:
+        nonlocal asked
+        if rank == 0 and attended and not asked and told.preemption_info is not None:
+            asked = True
+            ask_for_checkpoint(store_from_environment(environment), attended)
+
+    return look
 
 
 def node_environment(job: EngineJob, task: NodeTask, own: Mapping[str, str]) -> dict[str, str]:
@@ -139,20 +189,21 @@ class GangLine:
 class GuardedCommand:
     """The job's command on this machine, below a guard that ends it when this worker ends."""
 
-    def __init__(self, job: EngineJob, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", GUARD, f"{job.grace_seconds:g}", "--", *job.command]
+    def __init__(self, command: Sequence[str], grace_seconds: float, environment: Mapping[str, str]) -> None:
+        guarded = [sys.executable, "-m", GUARD, f"{grace_seconds:g}", "--", *command]
         self._guard = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment)
+            guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment)
         )
         self._text: list[str] = []
         self._reader = threading.Thread(target=self._read, args=[self._guard.stdout], name="output", daemon=True)
         self._reader.start()
 
-    def run(self, line: GangLine) -> int:
-        """Return the exit status, after telling the gang all that was printed."""
+    def run(self, line: GangLine, look: Callable[[], None]) -> int:
+        """Return the exit status, after telling the gang all that was printed. ``look`` is called now and then."""
         told = False
         while self._guard.poll() is None:
             time.sleep(TELL_SECONDS)
+            look()
             if line.tell(self._take()) and not told:
                 told = True
                 self._guard.terminate()

@@ -1,0 +1,92 @@
+"""What a Ray job whose machines were gathered anew does with the job in the store: it begins another attempt.
+
+The engine's job goes on, but an attempt is more than that: its number is the fencing token. A machine that was cut
+off may still run ranks of the old one; with a number of its own, the new gathering may write and the old one may not.
+The number is taken as ever by creating ``attempts/NNNNNN.json``. If a launcher that has given the old attempt up is
+faster, that one's number stands, and these machines have nothing to do any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+
+from deepseek_ops.adapters.remote_launcher.layout import Control, JobKeys, RemoteAttempt, read_control
+from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError
+from deepseek_ops.core.jobs import JobPhase, JobRequest, JobStatus
+from deepseek_ops.core.ports import ObjectStore
+from deepseek_ops.core.records import canonical_json
+
+BY = "ray"
+"""Who asked, in the request for a checkpoint before machines are taken away."""
+_TRIES = 5
+
+
+def attended_job(command: Sequence[str]) -> str:
+    """Return the job that the command attends; "" for a command that is no ``jobs attend``."""
+    words = list(command)
+    if "attend" not in words or "--job" not in words or "--attempt" not in words:
+        return ""
+    return words[words.index("--job") + 1]
+
+
+def with_attempt(command: Sequence[str], attempt: int) -> tuple[str, ...]:
+    """Return the command for another attempt."""
+    words = list(command)
+    words[words.index("--attempt") + 1] = str(attempt)
+    return tuple(words)
+
+
+def begin_again(store: ObjectStore, job: str, engine_id: str) -> int:
+    """Return the number of a new attempt for the machines of ``engine_id``; 0 when the job does not need them.
+
+    It does not when it has ended, when somebody wants it to stop, or when another engine's job has it by now.
+    Called twice, it makes two attempts; the machines run the one they are told, and nobody the other.
+    """
+    keys = JobKeys(job)
+    for _ in range(_TRIES):
+        control = read_control(store, keys)
+        newest = _newest(store, keys, control)
+        if newest is None or newest.engine_id != engine_id or not _resumable(store, keys, control):
+            return 0
+        following = newest.evolve(attempt=newest.attempt + 1)
+        try:
+            store.create(keys.attempt(following.attempt), canonical_json(following.dump()))
+        except ObjectExistsError:
+            continue
+        with suppress(ObjectNotFoundError, ObjectExistsError):
+            started = store.get(keys.of(newest.attempt, "engine.json"))  # the engine has accepted this one, too
+            store.create(keys.of(following.attempt, "engine.json"), started)
+        return following.attempt
+    return 0
+
+
+def ask_for_checkpoint(store: ObjectStore, job: str) -> int:
+    """Ask the newest attempt for a checkpoint, as a person would; return the request's number, 0 if there is none."""
+    keys = JobKeys(job)
+    for _ in range(_TRIES):
+        control = read_control(store, keys)
+        if not control.newest:
+            return 0
+        request = JobRequest(number=control.last_request + 1, verb="checkpoint", by=BY)
+        key = keys.of(control.newest, f"requests/{request.number:06d}.json")
+        with suppress(ObjectExistsError):
+            store.create(key, canonical_json(request.dump()))
+            return request.number
+    return 0
+
+
+def _newest(store: ObjectStore, keys: JobKeys, control: Control) -> RemoteAttempt | None:
+    if not control.newest:
+        return None
+    return RemoteAttempt.load(json.loads(store.get(keys.attempt(control.newest))))
+
+
+def _resumable(store: ObjectStore, keys: JobKeys, control: Control) -> bool:
+    if control.has(control.newest, "stop.json"):
+        return False
+    if not control.has(control.newest, "ended.json"):
+        return True
+    end = JobStatus.load(json.loads(store.get(keys.of(control.newest, "ended.json"))))
+    return end.phase is JobPhase.LOST
