@@ -104,6 +104,10 @@ class JobKeys:
     def events(self) -> str:
         return f"{self.root}events/"
 
+    @property
+    def results(self) -> str:
+        return f"{self.root}results/"
+
     def attempt(self, number: int) -> str:
         return f"{self.control}attempts/{number:06d}.json"
 
@@ -112,7 +116,7 @@ class JobKeys:
         return f"{self.control}{attempt:06d}/{what}"
 
     def result(self, attempt: int) -> str:
-        return f"{self.root}results/{attempt:06d}.json"
+        return f"{self.results}{attempt:06d}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class Control:
     attempts: tuple[int, ...] = ()
     files: Mapping[int, Mapping[str, ObjectInfo]] = field(default_factory=dict)
     """Attempt -> name below it -> object."""
+    created: Mapping[int, ObjectInfo] = field(default_factory=dict)
+    """Attempt -> the object that decided it."""
 
     @property
     def newest(self) -> int:
@@ -152,12 +158,12 @@ class Control:
 
 def read_control(store: ObjectStore, keys: JobKeys) -> Control:
     """Return what there is to know of a job, by one listing (a thousand objects a request; there are dozens)."""
-    attempts: list[int] = []
+    created: dict[int, ObjectInfo] = {}
     files: dict[int, dict[str, ObjectInfo]] = {}
     for info in store.list(keys.control):
         folder, _, rest = info.key.removeprefix(keys.control).partition("/")
         if folder == "attempts":
-            attempts.append(int(rest.removesuffix(".json")))
+            created[int(rest.removesuffix(".json"))] = info
         else:
             files.setdefault(int(folder), {})[rest] = info
-    return Control(tuple(sorted(attempts)), files)
+    return Control(tuple(sorted(created)), files, created)
