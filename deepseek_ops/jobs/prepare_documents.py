@@ -5,6 +5,7 @@
     documents/<split>.jsonl         {"id", "text"} and declared fields, for evaluation and for people;
     documents/<split>-00001.jsonl   goes on there after 64 MiB
     tokens/<split>-00000.bin        see ``deepseek_ops.jobs.tokens``
+    conversations/<split>-00000.ids of documents with ``messages``: see ``deepseek_ops.jobs.conversations``
     tokenizer/                      as the model repository made it
     report.json, report.html        counts, findings, what each split looks like
 
@@ -20,7 +21,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from deepseek_ops.data.content.rows import Row, read_rows
 from deepseek_ops.data.content.survey import Reason, Survey, Surveyed
 from deepseek_ops.data.content.verdict import profile_findings, survey_findings
 from deepseek_ops.data.split import assign_split
+from deepseek_ops.jobs.chat import MESSAGES, messages_problem, transcript
 from deepseek_ops.jobs.prepare_files import SHARD_BYTES, SplitFiles
 from deepseek_ops.jobs.prepare_tokenizer import load_tokenizer
 from deepseek_ops.jobs.training_data import TOKENIZER
@@ -125,7 +127,8 @@ def write_dataset(
     _gate(dataset, findings, found)
     profiles = {name: SplitProfile() for name in splits}
     counts = Counts()
-    fields = ("id", "text", *(name for name in checks.schema_.fields if name not in ("id", "text")))
+    always = ("id", "text", MESSAGES)
+    fields = (*always, *(name for name in checks.schema_.fields if name not in always))
     with SplitFiles(target, splits, tokenizer, end, profiles, fields, shard_bytes) as files:
         for number, row in enumerate(source_rows(source)):
             if found.kept(number) and isinstance(row.value, dict):
@@ -192,25 +195,48 @@ def _protection(split: str) -> tuple[int, str]:
 
 
 def _contract(value: JsonValue) -> str:
+    if isinstance(value, dict) and MESSAGES in value and (problem := messages_problem(value[MESSAGES])):
+        return problem
     if isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("id", "text")):
         return ""
     return "it lacks an id or a text that is a string"
 
 
 def source_rows(source: Path) -> Iterator[Row]:
-    """Yield the documents that the callable left, one in memory at a time. Raises MissingDocumentsError."""
+    """Yield the documents that the callable left, one in memory at a time. Raises MissingDocumentsError.
+
+    A conversation without a ``text`` of its own gets its transcript as one: what checks compare and people read.
+    """
     paths = [path for pattern in SOURCES for path in sorted(source.glob(pattern)) if path.is_file()]
     if not paths:
         raise MissingDocumentsError
     for path in paths:
         with path.open("rb") as lines:
-            yield from read_rows(path.name, lines)
+            yield from map(_with_text, read_rows(path.name, lines))
+
+
+def _with_text(row: Row) -> Row:
+    value = row.value
+    if not isinstance(value, dict) or MESSAGES not in value or "text" in value:
+        return row
+    messages = value[MESSAGES]
+    if messages_problem(messages) or not isinstance(messages, list):
+        return row
+    text = transcript([message for message in messages if isinstance(message, dict)])
+    return replace(row, value={**value, "text": text})
 
 
 def _counted(counts: Counts, files: SplitFiles, vocab_size: int, found: Surveyed) -> dict[str, JsonValue]:
     tokens = {name: writer.num_tokens for name, writer in files.tokens.items()}
     total = sum(tokens.values())
+    chats = sorted(files.conversations.items())
+    conversations: dict[str, JsonValue] = {
+        "conversations_by_split": {name: writer.num_conversations for name, writer in chats},
+        "answer_tokens_by_split": {name: writer.num_answer_tokens for name, writer in chats},
+        "chat_template": "the tokenizer's" if files.own_template else "DeepSeek-V3's turns, added to the tokenizer",
+    }
     return {
+        **(conversations if chats else {}),
         "documents": sum(counts.by_split.values()),
         "documents_by_split": dict(sorted(counts.by_split.items())),
         "tokens": total,

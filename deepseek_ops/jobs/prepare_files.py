@@ -10,8 +10,10 @@ from typing import IO, TYPE_CHECKING, Self
 from pydantic import JsonValue
 
 from deepseek_ops.data.content.profile import SplitProfile
+from deepseek_ops.jobs.chat import MESSAGES, ChatRenderer
+from deepseek_ops.jobs.conversations import CONVERSATIONS, ConversationWriter
 from deepseek_ops.jobs.tokens import TokenWriter
-from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENS
+from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +40,9 @@ class SplitFiles:
         self._texts = {name: DocumentShards(target / DOCUMENTS, name, shard_bytes) for name in splits}
         self._waiting: dict[str, list[str]] = {name: [] for name in splits}
         self._held = 0
+        self._target = target
+        self._renderer: ChatRenderer | None = None
+        self.conversations: dict[str, ConversationWriter] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -47,11 +52,15 @@ class SplitFiles:
             self._tokenise(name)
             self.tokens[name].close()
             self._texts[name].close()
+        for writer in self.conversations.values():
+            writer.close()
 
     def add(self, split: str, document: Mapping[str, JsonValue]) -> None:
         """Append a document to its split."""
         kept = {name: document[name] for name in self._fields if name in document}
         self._texts[split].write(json.dumps(kept, ensure_ascii=False) + "\n")
+        if MESSAGES in document:
+            self._converse(split, document)
         text = str(document["text"])
         self._waiting[split].append(text)
         self._held += len(text)
@@ -60,6 +69,23 @@ class SplitFiles:
         if self._held >= _BATCH_CHARACTERS:
             for name in self._waiting:
                 self._tokenise(name)
+
+    @property
+    def own_template(self) -> bool:
+        """Whether conversations were rendered with the tokenizer's own chat template."""
+        return self._renderer is not None and not self._renderer.is_default
+
+    def _converse(self, split: str, document: Mapping[str, JsonValue]) -> None:
+        if self._renderer is None:
+            self._renderer = ChatRenderer(self._target / TOKENIZER, self._tokenizer)
+        if split not in self.conversations:
+            self.conversations[split] = ConversationWriter(
+                self._target / CONVERSATIONS, split, vocab_size=self._tokenizer.get_vocab_size()
+            )
+        listed = document[MESSAGES]
+        messages = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        for sample in self._renderer.render(str(document["id"]), messages):
+            self.conversations[split].add(sample.ids, sample.answers)
 
     def _tokenise(self, split: str) -> None:
         texts, self._waiting[split] = self._waiting[split], []

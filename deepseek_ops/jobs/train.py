@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -18,29 +18,22 @@ from pydantic import JsonValue
 from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError
 from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
 from deepseek_ops.jobs.context import JobContext
-from deepseek_ops.jobs.tokens import TokenSplit
 from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
-from deepseek_ops.jobs.training_data import TOKENIZER, TOKENS, local_dataset, local_files
+from deepseek_ops.jobs.training_data import TOKENIZER, Inputs, fetch_inputs
 from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_engine, start_ranks
+from deepseek_ops.jobs.training_forgetting import loss_before
 from deepseek_ops.jobs.training_loop import Ending, Loop, Ranks
 from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
-from deepseek_ops.jobs.training_publish import check_export, export_model, loss_on
+from deepseek_ops.jobs.training_publish import check_export, export_model
+from deepseek_ops.jobs.training_splits import open_samples
 from deepseek_ops.jobs.training_streams import Streams
-from deepseek_ops.jobs.training_task import Task
-from deepseek_ops.training.batches import BatchPlan
-from deepseek_ops.training.deepspeed_config import deepspeed_config, micro_batch_of
+from deepseek_ops.jobs.training_task import mean_loss, open_task
+from deepseek_ops.jobs.training_verify import FreshProcess
+from deepseek_ops.training.deepspeed_config import deepspeed_config
 from deepseek_ops.training.guardian import Guardian
 from deepseek_ops.training.schedule import total_steps
 
 CHECKED_SAMPLES = 8
-
-
-@dataclass
-class Paths:
-    """Where this node keeps the plan's inputs."""
-
-    dataset: Path
-    base: Path | None
 
 
 def run(context: JobContext) -> dict[str, JsonValue]:
@@ -68,6 +61,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
 def _train(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams) -> dict[str, JsonValue]:
     paths = _inputs(context, plan, ranks)
     loop = _loop(context, plan, ranks, streams, paths)
+    loop.loss_before = loss_before(context, loop)
     ending = loop.run()
     if ending is not None:
         return _ended_early(context, loop, ending)
@@ -96,55 +90,42 @@ def _local_rank(context: JobContext) -> int:
     return int(os.environ.get("LOCAL_RANK", context.rank))
 
 
-def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Paths:
+def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Inputs:
     """Return the plan's inputs on this node; its first rank fetches them, the others wait."""
-
-    def fetch() -> Paths:
-        base = local_files(context, plan.base, "base") if plan.base is not None else None
-        return Paths(dataset=local_dataset(context, plan.dataset, TOKENS, TOKENIZER), base=base)
-
     if _local_rank(context) == 0:
-        fetch()
+        fetch_inputs(context, plan)
     ranks.barrier()
-    return fetch()
+    return fetch_inputs(context, plan)
 
 
-def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams, paths: Paths) -> Loop:
+def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams, paths: Inputs) -> Loop:
     hyper = plan.hyperparameters
-    splits = {
-        name: TokenSplit(paths.dataset / TOKENS, name, length=hyper.sequence_length)
-        for name in ("train", "val")
-        if name == "train" or any((paths.dataset / TOKENS).glob(f"{name}-*.json"))
-    }
-    batches = BatchPlan(
-        seed=plan.seed,
-        num_samples=len(splits["train"]),
-        batch_size=hyper.batch_size,
-        world_size=ranks.world_size,
-        micro_batch_size=micro_batch_of(plan, ranks.world_size),
-    )
+    samples = open_samples(plan, paths)
+    batches = samples.batches(plan, ranks.world_size)
     model = build_model(plan, paths.base).to(ranks.device)
-    balance = ExpertBalance(model, hyper.bias_update_rate)
     engine = start_engine(
         model, deepspeed_config(plan, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
     )
+    balance = ExpertBalance(engine.module, 0.0 if plan.lora is not None else hyper.bias_update_rate)
     checkpoints = Checkpoints.of(context, plan, ranks, say=streams.event)
     progress = checkpoints.load(engine)
     steps = total_steps(
-        max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.num_samples, batch_size=hyper.batch_size
+        max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.epoch_samples, batch_size=hyper.batch_size
     )
     facts = {"total_steps": steps, "num_samples": batches.num_samples, "ranks": ranks.world_size}
     if progress is None:
         streams.event("started", parameters=model.num_parameters(), **facts)
+        for packed in samples.packing():
+            streams.event("packed", **packed)
     else:
         streams.event("resumed", from_step=progress.step, samples_repeated=0, samples_skipped=0, **facts)
     return Loop(
         plan,
         engine,
-        Task(ranks.device),
+        open_task(samples, ranks.device, balance),
         balance,
         batches,
-        splits,
+        samples.splits,
         ranks,
         total_steps=steps,
         guardian=Guardian(_alerts(context.payload.get("alerts"))),
@@ -170,14 +151,15 @@ def _ended_early(context: JobContext, loop: Loop, ending: Ending) -> dict[str, J
 def _publish(context: JobContext, loop: Loop, tokenizer: Path) -> Checkpoint:
     """Return the checkpoint with its model stored; every rank calls it, rank 0 writes, checks and uploads."""
     folder = context.work / "model"
-    export_model(loop.engine, loop.plan, tokenizer, folder, rank=loop.ranks.rank)
-    held = loop.val or loop.train
-    batch = loop.task.batch(held, range(min(CHECKED_SAMPLES, len(held))))
-    loop.engine.eval()
-    expected = loss_on(loop.engine, batch)  # by every rank: ZeRO-3 gathers the weights for it
-    if loop.ranks.rank != 0:
-        return _checkpoint(context, loop, FileSet(files=()))
-    check_export(folder, loop.plan, batch, expected)
+    with FreshProcess() if loop.ranks.rank == 0 else nullcontext() as fresh:
+        export_model(loop.engine, loop.plan, tokenizer, folder, rank=loop.ranks.rank)
+        held = loop.val or loop.train
+        batch = loop.task.batch(held, range(min(CHECKED_SAMPLES, len(held))))
+        loop.engine.eval()
+        expected = mean_loss(loop.engine, batch)  # by every rank: ZeRO-3 gathers the weights for it
+        if fresh is None:
+            return _checkpoint(context, loop, FileSet(files=()))
+        check_export(fresh, folder, loop.plan, batch, expected)
     files = context.blobs.put_folder(folder)
     loop.streams.event("published", files=len(files.files), bytes=files.num_bytes, model=files.fingerprint)
     return _checkpoint(context, loop, files)

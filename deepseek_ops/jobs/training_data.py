@@ -1,18 +1,78 @@
-"""The dataset of a plan on this machine: checked out once per node, complete or not there."""
+"""The inputs of a plan on this machine: checked out once per node, complete or not there."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_ops.core.records import DatasetVersion, FileSet
+from pydantic import JsonValue
+
+from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.core.records import DatasetVersion, FileSet, TrainingPlan
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.conversations import CONVERSATIONS
 
 TOKENS = "tokens"
 DOCUMENTS = "documents"
 TOKENIZER = "tokenizer"
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(eq=False)
+class TokenizerMismatchError(PermanentError):
+    """Two inputs of one training number their tokens differently."""
+
+    dataset: str
+    other: str
+
+    def __str__(self) -> str:
+        return (
+            f"dataset {self.dataset} is tokenised differently from {self.other}, so its token ids mean something else "
+            "there; prepare it with that tokenizer (data.tokenizer)."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where this node keeps a plan's inputs."""
+
+    dataset: Path
+    base: Path | None = None
+    old: tuple[Path, ...] = ()
+    """The dataset versions that are replayed."""
+
+
+def fetch_inputs(context: JobContext, plan: TrainingPlan) -> Inputs:
+    """Return the plan's inputs below the job's work folder, fetched if they are not there yet.
+
+    Raises TokenizerMismatchError when the data, the base and replayed data do not share one tokenizer.
+    """
+    base = local_files(context, plan.base, "base") if plan.base is not None else None
+    folders = {"pretrain": (TOKENS,), "sft": (CONVERSATIONS,), "lora": (CONVERSATIONS, TOKENS)}[plan.method]
+    dataset = local_dataset(context, plan.dataset, *folders, TOKENIZER)
+    old = {
+        f"{version.name} {version.version[:12]}": local_dataset(context, version, *folders, TOKENIZER)
+        for version in (plan.replay.datasets if plan.replay is not None else ())
+    }
+    others = {
+        **{name: folder / TOKENIZER for name, folder in old.items()},
+        **({"the base model": base} if base else {}),
+    }
+    mine = _numbering(dataset / TOKENIZER)
+    for name, folder in others.items():
+        if (folder / _TOKENIZER_FILE).is_file() and _numbering(folder) != mine:
+            raise TokenizerMismatchError(f"{plan.dataset.name} {plan.dataset.version[:12]}", name)
+    return Inputs(dataset, base, tuple(old.values()))
+
+
+def _numbering(folder: Path) -> list[JsonValue]:
+    """Return what decides which number stands for which text."""
+    content = json.loads((folder / _TOKENIZER_FILE).read_text(encoding="utf-8"))
+    return [content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")]
 
 
 def document_files(folder: Path, split: str) -> list[Path]:

@@ -20,7 +20,7 @@ from deepseek_ops.jobs.training_model import ExpertBalance
 from deepseek_ops.jobs.training_task import Split, Task
 from deepseek_ops.training.batches import BatchPlan
 from deepseek_ops.training.guardian import ELAPSED, Decision, Guardian
-from deepseek_ops.training.schedule import learning_rate
+from deepseek_ops.training.schedule import learning_rate, peak_rate
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,10 @@ class Loop:
         self.balance = balance
         self.meter = StepMeter(plan, engine, balance)
         self.batches = batches
+        self.splits = splits
         self.train, self.val = splits["train"], splits.get("val")
+        self.loss_before: float | None = None
+        """Loss of an incremental training's base on old validation data."""
         self.ranks = ranks
         self.total_steps = total_steps
         self.guardian = guardian
@@ -120,13 +123,20 @@ class Loop:
             metrics = self._step(self.progress.step)
             self.progress.step += 1
             if self.val is not None and (self._due(self.plan.eval_steps) or self.progress.step == self.total_steps):
-                metrics["val_loss"] = self.validate(self.val)
+                metrics |= self._validation(self.val)
             ending = self._settle(metrics)
             if self._wants_checkpoint(ending):
                 self._checkpoint()
             if ending is not None:
                 return ending
         return None
+
+    def _validation(self, val: Split) -> dict[str, float]:
+        found = {"val_loss": self.validate(val)}
+        if self.loss_before is not None:
+            found["val_loss_old"] = self.validate(self.splits["val_old"])
+            found["forgetting"] = found["val_loss_old"] - self.loss_before
+        return found
 
     def validate(self, split: Split) -> float:
         """Return the mean loss of the validation samples in nats per token; every rank measures a share."""
@@ -175,7 +185,7 @@ class Loop:
         torch.manual_seed(((self.plan.seed << 40) ^ (step << 12) ^ self.ranks.rank) & ((1 << 63) - 1))
         hyper = self.plan.hyperparameters
         rate = learning_rate(
-            step, peak=hyper.learning_rate, total_steps=self.total_steps, warmup_ratio=hyper.warmup_ratio
+            step, peak=peak_rate(self.plan), total_steps=self.total_steps, warmup_ratio=hyper.warmup_ratio
         )
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps

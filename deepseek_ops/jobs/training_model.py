@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_ops.core.records import TrainingPlan
+from deepseek_ops.jobs.training_lora import add_adapters
 from deepseek_ops.training.errors import UnsupportedTrainingError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ ROUTER_KEYS: Mapping[str, Mapping[str, str]] = {
 
 def build_model(plan: TrainingPlan, base: Path | None) -> PreTrainedModel:
     """Return the model in training mode with float32 weights: from ``base``, or random by the plan's seed.
+
+    Method lora adds its adapters and freezes everything else.
 
     Raises UnsupportedTrainingError when transformers does not know the model's type or refuses its configuration.
     """
@@ -50,6 +53,11 @@ def build_model(plan: TrainingPlan, base: Path | None) -> PreTrainedModel:
                 "model", model_type, f"transformers refuses it: {error}", "correct the model's JSON file"
             ) from error
     use_grouped_experts(model)
+    if plan.lora is not None:
+        model = add_adapters(model, plan.lora)
+    if plan.gradient_checkpointing:
+        # the other variant drops gradients where a layer's input needs none, as all do below the first adapter
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = True
     model.train()
     return model
@@ -72,14 +80,22 @@ def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, 
 
 
 class ExpertBalance:
-    """Counts the tokens each expert gets in a step and moves the routers' biases. Empty for dense models."""
+    """Counts the tokens each expert gets in a step and moves the routers' biases. Empty for dense models.
+
+    Made from the *engine's* module: expert parallelism puts routers of its own in place of the model's.
+    """
 
     def __init__(self, model: torch.nn.Module, rate: float) -> None:
         self.rate = rate
+        self._used: torch.Tensor | None = None
         self._biases = [module for module in model.modules() if getattr(module, _BIAS, None) is not None]
         self._counts: list[torch.Tensor | None] = [None] * len(self._biases)
         for number, router in enumerate(self._biases):
             router.register_forward_hook(self._counter(number))
+
+    def only(self, used: torch.Tensor | None) -> None:
+        """Count only the tokens of the next batches that ``used`` (batch x length, bool) names; None: all."""
+        self._used = used
 
     @property
     def sizes(self) -> list[int]:
@@ -122,11 +138,20 @@ class ExpertBalance:
         size = self.sizes[number]
 
         def count(module: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-            if not module.training:
+            if not module.training or _recomputing():
                 return
             chosen = next(output for output in outputs if not output.is_floating_point())
+            if self._used is not None:
+                chosen = chosen.reshape(len(self._used), -1)[self._used]
             counts = torch.bincount(chosen.detach().reshape(-1), minlength=size)
             held = self._counts[number]
             self._counts[number] = counts if held is None else held + counts
 
         return count
+
+
+def _recomputing() -> bool:
+    """Return whether a checkpointed layer runs for the second time, within the backward pass."""
+    import torch
+
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -7,7 +7,6 @@ without an error and holds something else, so a folder counts only after its los
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import shutil
@@ -15,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_ops.core.records import TrainingPlan
-from deepseek_ops.jobs.training_engine import next_token_loss
-from deepseek_ops.jobs.training_model import ROUTER_KEYS, use_grouped_experts
+from deepseek_ops.jobs.training_experts import gathered_experts, is_expert_parallel
+from deepseek_ops.jobs.training_lora import merged_state, save_adapters
+from deepseek_ops.jobs.training_model import ROUTER_KEYS
+from deepseek_ops.jobs.training_verify import FreshProcess
 from deepseek_ops.training.errors import PublishedModelError
 
 if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedModel
+
+    from deepseek_ops.jobs.training_task import Batch
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 """Largest difference of the loss before and after, in nats per token: the same numbers, summed by another kernel."""
@@ -30,58 +34,63 @@ WINDOW_KEY = "train_sequence_length"
 
 
 def export_model(engine: DeepSpeedEngine, plan: TrainingPlan, tokenizer: Path, folder: Path, *, rank: int) -> None:
-    """Write weights, config and tokenizer below ``folder``. Every rank calls it; rank 0 writes."""
-    state = engine._zero3_consolidated_16bit_state_dict() if plan.zero_stage == 3 else None
+    """Write weights, config and tokenizer below ``folder``. Every rank calls it; rank 0 writes.
+
+    Adapters are merged into the base's weights, and lie beside them in ``adapter/``.
+    """
+    state = _whole_state(engine, plan, keep=rank == 0)
     if rank != 0:
         return
     if folder.exists():
         shutil.rmtree(folder)
     model = engine.module
+    if plan.lora is not None:
+        save_adapters(model, state, folder)
+        state = merged_state(state, plan.lora)
     model.config.use_cache = True
-    model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")
+    _shell(model).save_pretrained(folder, state_dict=state, max_shard_size="4GB")
     for path in sorted(tokenizer.iterdir()):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     _complete_config(folder / "config.json", plan)
 
 
-def check_export(folder: Path, plan: TrainingPlan, batch: torch.Tensor, expected: float) -> None:
-    """Load the folder again and compare its loss on ``batch`` with the trained model's.
+def check_export(fresh: FreshProcess, folder: Path, plan: TrainingPlan, batch: Batch, expected: float) -> None:
+    """Load the folder again, in a process that saw nothing of the training, and compare its loss on ``batch``.
 
     Args:
+        fresh: That process.
         folder: What ``export_model`` wrote.
         plan: Its plan; the precision sets the tolerance.
-        batch: Token ids, shape (batch, length + 1), int64.
+        batch: Samples.
         expected: Loss of the model in memory on this batch, nats per token.
 
     Raises:
         PublishedModelError: A weight is missing, or the losses differ.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            names = ", ".join(sorted(str(key) for key in report[kind])[:3])
-            raise PublishedModelError(str(folder), f"{kind.replace('_', ' ')} on loading: {names}")
-    use_grouped_experts(model)
-    actual = loss_on(model.to(batch.device).eval(), batch)
-    del model
-    gc.collect()
+    actual = fresh.loss(folder, batch, plan.precision)
     if not math.isfinite(actual) or abs(actual - expected) > TOLERANCE[plan.precision]:
         problem = f"its loss on a batch is {actual:.6f}, in training it was {expected:.6f}"
         raise PublishedModelError(str(folder), problem)
 
 
-def loss_on(model: torch.nn.Module, batch: torch.Tensor) -> float:
-    """Return the loss of ``model`` on token ids of shape (batch, length + 1), in nats per token, without gradients."""
-    import torch
+def _whole_state(engine: DeepSpeedEngine, plan: TrainingPlan, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Return all weights on the CPU, on the rank that keeps them; other ranks help and get what they get."""
+    if is_expert_parallel(engine.module):
+        return gathered_experts(engine.module, keep=keep)
+    if plan.zero_stage == 3:
+        state: dict[str, torch.Tensor] = engine._zero3_consolidated_16bit_state_dict()
+        return state
+    return dict(engine.module.state_dict()) if keep else {}
 
-    with torch.no_grad():
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-        return float(next_token_loss(logits, batch[:, 1:]))
+
+def _shell(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of the same class without weights: one whose layers were not replaced, to save a state with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model.config)
 
 
 def _complete_config(path: Path, plan: TrainingPlan) -> None:

@@ -78,28 +78,32 @@ def test_the_model_is_in_the_layout_of_the_hub(lab, first, tmp_path):  # noqa: F
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_model_that_is_not_the_trained_one_is_not_published(lab, first, dataset, tmp_path, damage):  # noqa: F811
     """The ways exports go wrong: another tensor under the name, or none, which transformers fills with noise."""
-    import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
     from deepseek_ops.data import DatasetRepository
     from deepseek_ops.jobs.tokens import TokenSplit
-    from deepseek_ops.jobs.training_publish import check_export, loss_on
+    from deepseek_ops.jobs.training_publish import check_export
+    from deepseek_ops.jobs.training_task import DocumentTask, mean_loss
+    from deepseek_ops.jobs.training_verify import FreshProcess
 
     plan, checkpoint = first
     lab.blobs.fetch_folder(checkpoint.model, tmp_path / "model")
     DatasetRepository.open(lab.store).checkout(dataset.version, tmp_path / "data")
-    batch = torch.from_numpy(TokenSplit(tmp_path / "data" / "tokens", "val", length=64).samples(range(4)))
-    expected = loss_on(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval(), batch)
-    check_export(tmp_path / "model", plan, batch, expected)
+    batch = DocumentTask("cpu").batch(TokenSplit(tmp_path / "data" / "tokens", "val", length=64), range(4))
+    expected = mean_loss(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval(), batch)
+    if damage == "changed":
+        with FreshProcess() as fresh:
+            check_export(fresh, tmp_path / "model", plan, batch, expected)
     weights = load_file(tmp_path / "model" / "model.safetensors")
     name = "model.layers.1.mlp.experts.2.down_proj.weight"
     weights[name] = weights[name].roll(1, 0)
     if damage == "missing":
         del weights["model.layers.1.self_attn.o_proj.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PublishedModelError, match="missing keys" if damage == "missing" else "its loss on a batch"):
-        check_export(tmp_path / "model", plan, batch, expected)
+    problem = "missing keys" if damage == "missing" else "its loss on a batch"
+    with FreshProcess() as fresh, pytest.raises(PublishedModelError, match=problem):
+        check_export(fresh, tmp_path / "model", plan, batch, expected)
 
 
 def test_an_equal_plan_finds_the_result(lab, first):  # noqa: F811
