@@ -118,6 +118,17 @@ def wait(context: JobContext) -> dict[str, JsonValue]:
     return {}
 
 
+def obey(context: JobContext) -> dict[str, JsonValue]:
+    """Do what people ask for, each thing once and in order, until they ask to go back."""
+    done: list[dict[str, JsonValue]] = []
+    context.report(step=0)
+    while not done or done[-1]["verb"] != "rewind":
+        after = int(str(done[-1]["number"])) if done else 0
+        done += [{"number": r.number, "verb": r.verb, "step": r.step, "by": r.by} for r in context.requests(after)]
+        time.sleep(0.02)
+    return {"done": list(done)}
+
+
 def deaf(context: JobContext) -> dict[str, JsonValue]:
     """Finish without ever asking whether to stop."""
     context.report(step=1)
@@ -203,14 +214,16 @@ def march(context: JobContext) -> dict[str, JsonValue]:
     """Count on every rank, none a step ahead of the others, and get stuck, fall behind or rest as the payload says."""
     order = context.payload
     context.progress(0, "starting")
-    mark = context.work / f"march-{context.rank}"
+    mark = place_of_marks(context) / f"march-{context.rank}"
     start = int(mark.read_text()) if mark.exists() else 0
-    context.event("run", pid=os.getpid(), started_at=start)
+    context.event("run", pid=os.getpid(), started_at=start, world=context.world_size, variables=torchrun_variables())
     context.progress(start)
     for step in range(start, int(str(order["steps"]))):
         began = time.monotonic()
         if order.get("stuck_rank") == context.rank and step == order["stuck_at"] and not context.restarts:
             get_stuck(str(order.get("how", "asleep")))
+        if order.get("fail_rank") == context.rank and step == order["fail_at"]:
+            raise ValueError("this rank cannot")
         time.sleep(0.03 if order.get("slow_rank") == context.rank else 0.01)
         busy = time.monotonic() - began
         part = mark.with_suffix(".part")
@@ -223,7 +236,18 @@ def march(context: JobContext) -> dict[str, JsonValue]:
         context.progress(step + 1, busy_seconds=busy)
         if context.stop_requested:
             break
-    return {"started_at": start, "restarts": context.restarts}
+    return {"rank": context.rank, "started_at": start, "restarts": context.restarts}
+
+
+def place_of_marks(context: JobContext) -> Path:
+    """Return the folder of the ranks' counts: the job's own, or one that several nodes share."""
+    return Path(str(context.payload.get("marks", context.work)))
+
+
+def torchrun_variables() -> dict[str, str]:
+    """Return what this process has of torchrun's variables."""
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def get_stuck(how: str) -> None:
@@ -236,7 +260,7 @@ def get_stuck(how: str) -> None:
 
 def wait_for_peers(context: JobContext, step: int) -> None:
     """Wait, as a collective does, until every rank has come as far."""
-    marks = [context.work / f"march-{rank}" for rank in range(context.world_size)]
+    marks = [place_of_marks(context) / f"march-{rank}" for rank in range(context.world_size)]
     while any(int(mark.read_text() if mark.exists() else 0) < step for mark in marks):
         time.sleep(0.005)
 

@@ -106,6 +106,7 @@ class RankGroupRunner:
         self._meeting: Rendezvous = rendezvous or LocalRendezvous()
         self._meet_seconds = meet_seconds
         self._stopping = False
+        self._noted = 0
 
     def run(self) -> Outcome:
         """Return the outcome of the job: rank 0's result, or the failure that ended it, the same on every node."""
@@ -118,6 +119,7 @@ class RankGroupRunner:
             return Outcome(reason=str(error), error=type(error).__name__, retry=isinstance(error, TransientError))
 
     def _generations(self) -> Outcome:
+        self._noted = self._meeting.poll().generation
         while True:
             known = self._meet()
             if known.settled:
@@ -135,6 +137,7 @@ class RankGroupRunner:
         joined, port, deadline = -1, 0, 0.0
         while True:
             known = self._meeting.poll()
+            self._note(known)
             if known.settled:
                 return known
             own = next((there for there in known.joined if there.node == self._meeting.node), None)
@@ -249,10 +252,7 @@ class RankGroupRunner:
             self._meeting.finish(run.restarts, run.outcome)
         # Other nodes may work for as long as they like, but once node 0 has the result they have nothing left to do.
         patience = self._meet_seconds if self._meeting.node == 0 and not run.over else float("inf")
-        known = self._until(lambda now: self._has_ended(now, run.restarts), patience)
-        if known.generation > run.restarts:
-            self._say_restart(known.failures[run.restarts], run.restarts + 1)
-        return known
+        return self._until(lambda now: self._has_ended(now, run.restarts), patience)
 
     def _has_ended(self, known: Gathering, generation: int) -> bool:
         return known.generation > generation or len(known.finished) == self._meeting.num_nodes
@@ -273,11 +273,14 @@ class RankGroupRunner:
         failure = Failure(node=self._meeting.node, outcome=cause, final=final)
         self._meeting.fail(known.generation, failure)
 
-    def _say_restart(self, failure: Failure, restarts: int) -> None:
-        """Put the restart into the stream of the node that reported it."""
-        if failure.node == self._meeting.node and not failure.final:
+    def _note(self, known: Gathering) -> None:
+        """Put the restarts that this node brought about into its stream; the others' are in theirs."""
+        for number in range(self._noted, known.generation):
+            failure = known.failures[number]
             cause = failure.outcome
-            self._say("restart", rank=cause.rank, reason=cause.reason, restarts=restarts, hang=cause.hang)
+            if failure.node == self._meeting.node and not failure.final:
+                self._say("restart", rank=cause.rank, reason=cause.reason, restarts=number + 1, hang=cause.hang)
+        self._noted = known.generation
 
     def _say(self, kind: str, **fields: object) -> None:
         try:

@@ -13,7 +13,7 @@ import pytest
 from fixtures_launcher import job, settled, until
 
 from deepseek_ops.adapters.local_launcher import LocalLauncher, UnknownJobError
-from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
+from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError, PermanentError
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.ports import Launcher
 
@@ -112,6 +112,40 @@ class LauncherContract:
         before = settled(launcher, spec.name)
         launcher.stop(spec.name, "too late")
         assert launcher.status(spec.name) == before
+
+    def test_requests_reach_the_running_job_in_order_and_once_each(self, launcher, another) -> None:
+        spec = job("obey")
+        launcher.submit(spec)
+        assert launcher.ask(spec.name, "checkpoint", by="ada") == 1
+        assert another.ask(spec.name, "checkpoint", by="grace") == 2
+        assert launcher.ask(spec.name, "rewind", step=40, by="ada") == 3
+        assert settled(launcher, spec.name).phase is JobPhase.SUCCEEDED
+        assert launcher.result(spec.name) == {
+            "done": [
+                {"number": 1, "verb": "checkpoint", "step": None, "by": "ada"},
+                {"number": 2, "verb": "checkpoint", "step": None, "by": "grace"},
+                {"number": 3, "verb": "rewind", "step": 40, "by": "ada"},
+            ]
+        }
+
+    def test_people_who_ask_at_once_get_numbers_of_their_own(self, launcher, another) -> None:
+        spec = job("obey")
+        launcher.submit(spec)
+        with ThreadPoolExecutor(4) as pool:
+            asked = list(pool.map(lambda n: (launcher, another)[n % 2].ask(spec.name, "checkpoint"), range(8)))
+        assert sorted(asked) == list(range(1, 9))
+        launcher.ask(spec.name, "rewind")
+        assert settled(launcher, spec.name).phase is JobPhase.SUCCEEDED
+        assert [done["number"] for done in launcher.result(spec.name)["done"]] == list(range(1, 10))
+
+    def test_nobody_is_asked_when_nobody_would_obey(self, launcher: Launcher) -> None:
+        spec = job("echo")
+        launcher.submit(spec)
+        settled(launcher, spec.name)
+        with pytest.raises(PermanentError, match=f"{spec.name} has ended"):
+            launcher.ask(spec.name, "checkpoint")
+        with pytest.raises(UnknownJobError, match="nobody"):
+            launcher.ask("nobody", "checkpoint")
 
     def test_a_job_that_returns_without_having_seen_the_stop_has_succeeded(self, launcher) -> None:
         spec = job("deaf")

@@ -33,7 +33,7 @@ def test_a_rank_that_gets_stuck_is_found_with_its_stack_and_the_training_goes_on
     launcher.submit(spec)
     status = settled(launcher, spec.name)
     assert (status.phase, status.restarts) == (JobPhase.SUCCEEDED, 1), (status, launcher.logs(spec.name)[0])
-    assert launcher.result(spec.name) == {"started_at": 31, "restarts": 1}
+    assert launcher.result(spec.name) == {"rank": 0, "started_at": 31, "restarts": 1}
     (hang,) = events_of(launcher, spec.name, "hang")
     assert hang["limit_seconds"] == 1.5
     assert 1.5 <= hang["silent_seconds"] < 20

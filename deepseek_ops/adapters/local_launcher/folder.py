@@ -29,6 +29,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -154,7 +155,7 @@ class JobFolder:
             folder.mkdir(mode=0o700, exist_ok=True)
             while True:
                 number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=0)
-                part = folder / f".{number}.{os.getpid()}"
+                part = folder / f".{number}.{_writer()}"
                 write_json(part, JobRequest(number=number, verb=verb, step=step, by=by).dump())
                 try:
                     os.link(part, folder / f"{number:06d}.json")
@@ -230,7 +231,7 @@ def read_json(path: Path) -> dict[str, JsonValue] | None:
 
 def write_json(path: Path, body: Mapping[str, JsonValue]) -> None:
     """Replace ``path`` by the JSON of ``body`` and make it durable: a reader sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{_writer()}")
     with disk(path):
         try:
             with part.open("wb") as file:
@@ -240,6 +241,11 @@ def write_json(path: Path, body: Mapping[str, JsonValue]) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """Return a name that no other writer of this machine has now; one process may write from several threads."""
+    return f"{os.getpid()}.{threading.get_ident()}"
 
 
 def plain(value: object) -> JsonValue:
