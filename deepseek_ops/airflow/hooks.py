@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from deepseek_ops.adapters.environments import VenvCache
     from deepseek_ops.adapters.envoy import EnvoyGateway
     from deepseek_ops.adapters.git import GitRepository
+    from deepseek_ops.adapters.launchers import LauncherSettings
     from deepseek_ops.core.ports import Blobs, Facts, Launcher, ObjectStore
     from deepseek_ops.data import DatasetRepository
 
@@ -261,7 +263,11 @@ class FactsHook(PortHook):
 
 
 class LauncherHook(PortHook):
-    """The engine behind a ``deepseek_launcher`` connection: extra ``engine`` (``local``), host = folder of its jobs."""
+    """The engine behind a ``deepseek_launcher`` connection.
+
+    Extra ``engine`` = ``local`` (host = folder of its jobs), ``ray`` (host = URL of the dashboard, password = token,
+    extra ``seal_key``) or ``slurm``; extras ``machine`` and ``options`` are described by ``LauncherSettings``.
+    """
 
     conn_name_attr = "launcher_conn_id"
     default_conn_name = "deepseek_ops_launcher"
@@ -279,12 +285,31 @@ class LauncherHook(PortHook):
 
     @cached_property
     def launcher(self) -> Launcher:
-        engine = str(self.extra.get("engine") or "local")
-        if engine != "local":
-            raise ConnectionFieldError(self.conn_id, "extra engine", f"is {engine!r}; the engine here is 'local'")
-        from deepseek_ops.adapters.local_launcher import LocalLauncher
+        """The launcher. Jobs of scale-out engines live in the store of extra ``store_conn_id``."""
+        from deepseek_ops.adapters.launchers import LauncherSecrets, open_launcher
 
-        return LocalLauncher(self.folder())
+        secrets = LauncherSecrets(
+            token=str(self.connection.password or ""), seal_key=str(self.extra.get("seal_key") or "")
+        )
+        return open_launcher(self.settings(), store=self._store, secrets=secrets, where=f"connection {self.conn_id!r}")
+
+    def settings(self) -> LauncherSettings:
+        """Return what the connection says about the engine. Raises ConnectionFieldError."""
+        from deepseek_ops.adapters.launchers import LauncherSettings
+        from deepseek_ops.core.errors import InvalidRecordError
+
+        engine = str(self.extra.get("engine") or "local")
+        address = str(self.folder()) if engine == "local" else self.connection.host or ""
+        body: dict[str, Any] = {"engine": engine, "address": address}
+        body.update({name: self.extra[name] for name in ("machine", "options") if name in self.extra})
+        try:
+            return LauncherSettings.load(body)
+        except InvalidRecordError as error:
+            raise ConnectionFieldError(self.conn_id, "extra", f"cannot be used: {error.problem}") from None
+
+    def _store(self) -> tuple[ObjectStore, Mapping[str, str]]:
+        hook = StoreHook(str(self.extra.get("store_conn_id") or StoreHook.default_conn_name))
+        return hook.store, hook.environment()
 
     def environments(self) -> VenvCache:
         """Return this machine's cache of environments; extra ``environments_gib`` is how large it may grow."""

@@ -1,0 +1,175 @@
+"""``deepseek-ops run|status|logs|stop|checkpoint-now|rewind``: jobs on any engine, without Airflow."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import JsonValue
+
+from deepseek_ops.cli.data_options import print_json, read_text
+from deepseek_ops.cli.launcher_options import At, opened_launcher
+from deepseek_ops.cli.top import Watched, look, print_view
+from deepseek_ops.core.errors import ConfigError, JobFailedError, JobLostError, JobStoppedError
+from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.ports import Launcher
+
+Job = Annotated[str, typer.Argument(help="Name of the job, or a beginning that only it has.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")]
+POLL_SECONDS = 0.5
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A JobSpec as JSON, such as the spec.json of an earlier job.")],
+    at: At = "",
+    follow: Follow = False,
+) -> None:
+    """Start a job, or find the one of its name; print its status."""
+    launcher = opened_launcher(at)
+    status = launcher.submit(_spec(file), secrets=_store_variables())
+    if follow:
+        status = _follow(launcher, status.name)
+    print_json(status.dump())
+    if follow:
+        _raise_unless_succeeded(status)
+
+
+def status(
+    job: Annotated[str, typer.Argument(help="Name of the job, or its beginning; all jobs without one.")] = "",
+    at: At = "",
+    table: Annotated[bool, typer.Option("--table", help="For people, instead of JSON.")] = False,
+) -> None:
+    """Show a job, or all of them."""
+    launcher = opened_launcher(at)
+    if job:
+        print_json(found(launcher, job).dump())
+        return
+    if table:
+        watched: dict[str, Watched] = {}
+        look(launcher, watched, everything=True)
+        print_view(watched)
+        return
+    print_json([one.dump() for one in launcher.list()])
+
+
+def logs(
+    job: Job,
+    at: At = "",
+    follow: Follow = False,
+    events: Annotated[bool, typer.Option("--events", help="The job's events, one JSON object a line.")] = False,
+) -> None:
+    """Print what a job has logged, or its events."""
+    launcher = opened_launcher(at)
+    name = found(launcher, job).name
+    if follow:
+        _follow(launcher, name, events=events)
+    else:
+        _say_new(launcher, name, 0, events=events)
+
+
+def stop(
+    job: Annotated[str, typer.Argument(help="Name of the job; without one, what `demo --keep` left up is ended.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; it is in the job's status.")] = "",
+    at: At = "",
+    root: Annotated[Path, typer.Option(help="Without a job: folder of the demo.")] = Path(".deepseek-ops/demo"),
+) -> None:
+    """Let a job checkpoint and end. Without a job: end what `demo --keep` left up."""
+    if not job:
+        from deepseek_ops.cli.demo import stop as stop_demo
+
+        stop_demo(root)
+        return
+    launcher = opened_launcher(at)
+    name = found(launcher, job).name
+    launcher.stop(name, reason or f"stopped by {_who()}")
+    print_json(found(launcher, name).dump())
+
+
+def checkpoint_now(job: Job, at: At = "") -> None:
+    """Let a running training write a checkpoint after its current step."""
+    launcher = opened_launcher(at)
+    name = found(launcher, job).name
+    print_json({"job": name, "request": launcher.ask(name, "checkpoint", by=_who())})
+
+
+def rewind(
+    job: Job,
+    to: Annotated[int | None, typer.Option("--to", min=0, help="Newest healthy checkpoint up to this step.")] = None,
+    at: At = "",
+) -> None:
+    """Let a running training go back to a healthy checkpoint, the newest one by default."""
+    launcher = opened_launcher(at)
+    name = found(launcher, job).name
+    print_json({"job": name, "request": launcher.ask(name, "rewind", step=to, by=_who())})
+
+
+def found(launcher: Launcher, job: str) -> JobStatus:
+    """Return the status of the job of this name, or of the only one whose name begins so. Raises ConfigError."""
+    known = launcher.status(job)
+    if known is not None:
+        return known
+    matches = [one for one in launcher.list() if one.name.startswith(job)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(one.name for one in matches[:5]) or "none"
+    raise ConfigError(
+        "", 0, "job", f"{job!r} names {len(matches)} jobs: {names}.", "See `deepseek-ops status --table`."
+    )
+
+
+def _follow(launcher: Launcher, name: str, *, events: bool = False) -> JobStatus:
+    """Print what is new until the job has settled, and renew its lease: whoever looks wants it."""
+    at = 0
+    while True:
+        status = found(launcher, name)
+        at = _say_new(launcher, name, at, events=events)
+        if status.settled:
+            return status
+        launcher.renew(name)
+        time.sleep(POLL_SECONDS)
+
+
+def _say_new(launcher: Launcher, name: str, at: int, *, events: bool) -> int:
+    if not events:
+        text, at = launcher.logs(name, at)
+        typer.echo(text, nl=False, err=False)
+        return at
+    rows = launcher.events(name, at)
+    for row in rows:
+        typer.echo(json.dumps(row, ensure_ascii=False))
+    return at + len(rows)
+
+
+def _spec(file: Path) -> JobSpec:
+    try:
+        body: JsonValue = json.loads(read_text(file))
+    except ValueError as error:
+        raise ConfigError(str(file), 0, "", f"it is not JSON: {error}.", "Write a JobSpec.") from error
+    return JobSpec.load(body if isinstance(body, dict) else {})
+
+
+def _store_variables() -> dict[str, str]:
+    """Return the variables of the store that this shell has: the job reads its data there."""
+    from deepseek_ops.adapters.stores import STORE_VARIABLE, store_environment
+
+    uri = os.environ.get(STORE_VARIABLE, "")
+    return store_environment(uri) if uri else {}
+
+
+def _raise_unless_succeeded(status: JobStatus) -> None:
+    if status.phase is JobPhase.FAILED:
+        raise JobFailedError(status.name, status.reason, status.log)
+    if status.phase is JobPhase.STOPPED:
+        raise JobStoppedError(status.name, status.reason)
+    if status.phase is JobPhase.LOST:
+        raise JobLostError(status.name, status.reason, status.log)
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
