@@ -26,6 +26,7 @@ import signal
 import time
 
 from deepseek_ops.adapters.local_launcher import processes
+from deepseek_ops.adapters.local_launcher.reading import status_of
 from deepseek_ops.adapters.remote_launcher.layout import JobKeys, RemoteAttempt
 from deepseek_ops.adapters.stores import store_from_environment
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobPhase, JobStatus
@@ -82,8 +83,8 @@ def _attend(store: ObjectStore, keys: JobKeys, attempt: int, place: NodePlace, c
         _say(f"gave way: {superseded}")
         return EXIT_DO_NOT_RETRY
     end = AttemptEnd(store, keys, record, place, mirror, deadline=watch.deadline())
-    status = files.read("status.json", JobStatus)
-    if status is None or status.attempt != attempt:
+    status = status_of(files, keys.name)
+    if status is None or not status.settled:
         status = _lost(record, child.ending, time.time() - began)
     told = end.tell(files, status)
     _say(f"{told.phase}: {told.reason}" if told.reason else str(told.phase))

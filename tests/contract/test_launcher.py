@@ -48,8 +48,10 @@ class LauncherContract:
         with ThreadPoolExecutor(6) as pool:
             pids = {status.pid for status in pool.map(lambda n: (launcher, another)[n % 2].submit(spec), range(6))}
         assert len(pids) == 1
-        assert len([event for event in launcher.events(spec.name) if event["kind"] == "started"]) == 1
+        until(lambda: launcher.status(spec.name).step)
         launcher.stop(spec.name, "enough")
+        assert settled(launcher, spec.name).attempt == 1
+        assert len([event for event in launcher.events(spec.name) if event["kind"] == "started"]) == 1
 
     def test_an_exception_of_the_code_fails_the_job_and_is_its_reason(self, launcher: Launcher) -> None:
         spec = job("fail", {"raise": "value"})
