@@ -1,145 +1,121 @@
-"""Checkpoints in DeepSpeed's format below the job's work folder: complete or not there.
+"""The checkpoints of a training: exact, asynchronous, and never without a good one.
 
-Every rank writes into ``<tag>.partial``; when all have, rank 0 writes ``trainer.json`` with the size of every file,
-renames the folder to ``<tag>`` and points ``latest`` at it. A kill at any instant leaves the previous checkpoint.
-Batches, learning rates and random states are functions of the step, so the step is all there is to restore beside
-weights, optimiser and expert biases.
+What must come back is weights, optimiser, expert biases and the progress; batches, rates and random states are
+functions of the step. A save copies the state in memory and lets the ranks go on (``training_snapshot``); threads
+write it to this machine's disk (``training_shelf``) and send it to the store (``training_upload``), where a training
+that lost its machine finds it (``training_restore``), with any number of ranks (``training_universal``). What a
+checkpoint is worth, and which one to go on from, is decided by ``training.checkpoints``; what was trained on is
+written down and proved at the end (``training_lives``, ``training.proof``).
+
+When something fails: a disk that is full, or a machine that cannot write, costs that checkpoint and nothing else, the
+ones before stay, and the next one is tried; a store that is away delays uploads.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from deepseek_ops.training.curve import Curve
+from deepseek_ops.core.errors import DeepSeekOpsError
+from deepseek_ops.jobs.agreement import Peers, told_by_first
+from deepseek_ops.jobs.training_health import Health
+from deepseek_ops.jobs.training_lives import Lives
+from deepseek_ops.jobs.training_pace import Pace
+from deepseek_ops.jobs.training_progress import Progress as Progress  # noqa: PLC0414  (what callers of this module use)
+from deepseek_ops.jobs.training_restore import Machine, Restored, Restorer
+from deepseek_ops.jobs.training_shelf import Sealing, Shelf, leave_part
+from deepseek_ops.jobs.training_snapshot import SnapshotWriter, TensorPool, Written, take_snapshot
+from deepseek_ops.jobs.training_store import StoredCheckpoints
+from deepseek_ops.jobs.training_upload import Place, Uploads
+from deepseek_ops.training.checkpoints import Candidate, CheckpointName, Life, to_resume, to_rewind
+from deepseek_ops.training.proof import prove
 
 if TYPE_CHECKING:
-    import torch
     from deepspeed import DeepSpeedEngine
 
     from deepseek_ops.core.records import TrainingPlan
     from deepseek_ops.jobs.context import JobContext
 
-KEPT = 2
-_STATE = "trainer.json"
-
-
-@dataclass
-class Progress:
-    """What the loop has done: saved with each checkpoint, restored with it."""
-
-    step: int = 0
-    skipped_steps: int = 0
-    training: Curve = field(default_factory=Curve)
-    validation: Curve = field(default_factory=Curve)
-    history: list[dict[str, float]] = field(default_factory=list)
-    """The last rows of metrics, oldest first: what alert rules look back on."""
-    skipped: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges (first, end) of batch positions that the guardian leaves out on purpose."""
-    lr_factor: float = 1.0
-    """What the guardian multiplies the scheduled learning rate by."""
-    rewinds: int = 0
-    """How often the run had gone back when it came here: tells states of a way that was given up."""
-    guardian: dict[str, JsonValue] = field(default_factory=dict)
-    """What alert rules remember, see ``training.guardian.Memory``."""
-
-    def dump(self) -> dict[str, JsonValue]:
-        """Return the progress as JSON; floats keep every bit."""
-        return {
-            "step": self.step,
-            "skipped_steps": self.skipped_steps,
-            "training": self.training.dump(),
-            "validation": self.validation.dump(),
-            "history": [{key: repr(value) for key, value in row.items()} for row in self.history],
-            "skipped": [[first, end] for first, end in self.skipped],
-            "lr_factor": repr(self.lr_factor),
-            "rewinds": self.rewinds,
-            "guardian": self.guardian,
-        }
-
-    @classmethod
-    def load(cls, state: dict[str, JsonValue]) -> Progress:
-        """Return what ``dump`` wrote."""
-        history, skipped, guardian = state["history"], state.get("skipped"), state.get("guardian")
-        return cls(
-            step=int(str(state["step"])),
-            skipped_steps=int(str(state["skipped_steps"])),
-            training=Curve.load(state["training"]),
-            validation=Curve.load(state["validation"]),
-            history=[
-                {str(key): float(str(value)) for key, value in row.items()}
-                for row in (history if isinstance(history, list) else [])
-                if isinstance(row, dict)
-            ],
-            skipped=[
-                (int(str(pair[0])), int(str(pair[1])))
-                for pair in (skipped if isinstance(skipped, list) else [])
-                if isinstance(pair, list)
-            ],
-            lr_factor=float(str(state.get("lr_factor", 1.0))),
-            rewinds=int(str(state.get("rewinds", 0))),
-            guardian=guardian if isinstance(guardian, dict) else {},
-        )
-
-
-class Peers(Protocol):
-    """What a checkpoint needs of the ranks: who this process is, and how all agree."""
-
-    rank: int
-    world_size: int
-    device: str
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the float64 vector summed over all ranks, on the CPU."""
-
-    def from_first(self, value: int) -> int:
-        """Return rank 0's value on every rank."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-
-class Say(Protocol):
-    """Reports an event."""
-
-    def __call__(self, kind: str, **fields: object) -> None:
-        """Report an event; silent on other ranks than 0."""
+DRAIN_SECONDS = 300.0
+"""How long the end of a training waits for uploads; half of its grace when it was told to stop."""
 
 
 class Checkpoints:
     """The checkpoints of one plan. Every method is called by every rank, with equal arguments, in the same step."""
 
-    def __init__(self, folder: Path, *, plan: str, rank: int, world_size: int, barrier: Callable[[], None]) -> None:
-        self.folder = folder
-        self._plan = plan
-        self._rank = rank
-        self._world_size = world_size
-        self._barrier = barrier
-        self._every = 50
+    def __init__(self, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Callable[..., None]) -> None:
+        self._context, self._plan, self._peers = context, plan, peers
+        local, size = _number("LOCAL_RANK", peers.rank), _number("LOCAL_WORLD_SIZE", peers.world_size)
+        first = peers.rank - local
+        nodes = max(1, peers.world_size // size)
+        self._machine = Machine(leads=local == 0, num_nodes=nodes, ranks=tuple(range(first, first + size)))
+        self._node = first // size
+        folder = context.work / "checkpoints"
+        self._folder = folder if nodes == 1 else folder / f"node-{self._node:03d}"
+        self._say = say if peers.rank == 0 else context.event
+        self._shelf = Shelf(self._folder, plan=plan.fingerprint)
+        self._lives = Lives(self._folder)
+        self._health = Health(plan.checkpoint_steps)
+        self._pace = Pace(plan.checkpoint_steps, nodes)
+        self._writer, self._pool = SnapshotWriter(), TensorPool()
+        self._sealing: Sealing | None = None
+        self._uploads: Uploads | None = None
+        self._life = Life(context.attempt, context.restarts)
+        self._last: tuple[CheckpointName, Path] | None = None
+        self._progress = Progress()
+        self._expected_loss: float | None = None
+        self._proved = False
 
     @classmethod
-    def of(cls, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Say) -> Checkpoints:
+    def of(cls, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Callable[..., None]) -> Checkpoints:
         """Return the checkpoints of the plan, in the job's work folder and in its store; ``say`` reports events."""
-        made = cls(
-            context.work / "checkpoints",
-            plan=plan.fingerprint,
-            rank=peers.rank,
-            world_size=peers.world_size,
-            barrier=peers.barrier,
-        )
-        made._every = plan.checkpoint_steps if plan.checkpoint_steps != "auto" else 50
-        return made
+        return cls(context, plan, peers, say=say)
 
-    def due(self, step: int) -> bool:
-        """Return whether a checkpoint is due after step ``step``."""
-        return step % self._every == 0
+    # --- the way in ---
+
+    def load(self, engine: DeepSpeedEngine) -> Progress | None:
+        """Restore the newest usable checkpoint and return its progress; None when there is none.
+
+        The store is asked where another machine may have trained since: at the start of an attempt. Raises what the
+        store raises then, because going on from an old checkpoint would throw steps away.
+        """
+        if self._machine.leads:
+            self._shelf.tidy()
+        restorer = self._restorer()
+        fresh = self._context.restarts == 0
+        restored = restorer.restore(engine, to_resume, look_in_store=fresh)
+        copies = [restored.state.get("lives")] if restored is not None else []
+        self._lives.read(copies)
+        self._begin_life(restorer.newest_life)
+        return self._resumed(restored)
+
+    def rewind(self, engine: DeepSpeedEngine, *, before: int) -> Progress | None:
+        """Restore the newest healthy checkpoint of at most step ``before``, in place; None when there is none.
+
+        Checkpoints of later steps are given up: nobody goes on from them again.
+        """
+        self._settle()
+
+        def choose(candidates: Sequence[Candidate]) -> Candidate | None:
+            return to_rewind(candidates, before=before)
+
+        restored = self._restorer().restore(engine, choose, look_in_store=False)
+        if restored is None:
+            restored = self._restorer().restore(engine, choose, look_in_store=True)
+        if restored is None:
+            return None
+        self._life = Life(self._life.attempt, self._life.restart, self._life.rewind + 1)
+        self._give_up(restored.name)
+        return self._resumed(restored)
+
+    # --- while it trains ---
 
     def observe(self, step: int, clean: bool, *, position: int | None = None, samples: int | None = None) -> None:
         """Take note that step ``step`` is over: the ``position`` of its batch, its samples, and whether it was clean.
@@ -147,82 +123,210 @@ class Checkpoints:
         ``clean``: a finite loss on all ranks, nothing skipped, no rule that fired. Every step is told, after its row
         was added to the progress and before ``due`` and ``save``. N clean steps later a checkpoint is healthy.
         """
+        self._pace.step()
+        if self._peers.rank == 0:
+            at = step - 1 if position is None else position
+            size = self._plan.hyperparameters.batch_size if samples is None else samples
+            if self._lives.records:
+                self._lives.add(step, at, size, self._pace.trained_seconds)
+        healthy, suspect = self._health.observe(step, clean)
+        if self._machine.leads:
+            for name in healthy:
+                self._shelf.mark_healthy(name)
+                self._uploading().mark_healthy(name)
+        if suspect:
+            if self._last is not None and self._last[0] in suspect:
+                self._settle()  # it may still be in the making
+            self._forget(suspect)
+        if self._expected_loss is not None:
+            self._compare_loss(step, self._expected_loss)
 
-    def rewind(self, engine: DeepSpeedEngine, *, before: int) -> Progress | None:
-        """Restore the newest healthy checkpoint of at most step ``before``, in place; None when there is none."""
-        del before
-        return self.load(engine)
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after step ``step``."""
+        return self._pace.due(step)
+
+    def save(self, engine: DeepSpeedEngine, progress: Progress, *, reason: str = "interval") -> Path:
+        """Take a checkpoint of the state after ``progress.step`` steps and return its folder, which appears later.
+
+        The ranks wait for a copy in memory, and for the checkpoint before it if that is still being written.
+        """
+        name = CheckpointName(self._life, progress.step)
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        began = time.perf_counter()
+        self._settle()
+        self._progress = progress
+        partial = self._shelf.partial(name)
+        files = take_snapshot(engine, self._pool, shared=self._machine.leads)
+        rank = self._peers.rank
+
+        def done(written: Written) -> None:
+            leave_part(partial, rank, written.files, written.problem)
+
+        self._writer.start(files, partial, done)
+        if self._machine.leads:
+            self._sealing = self._seal_later(name, progress, reason)
+        self._health.saved(name)
+        self._last = (name, self._shelf.path(name))
+        self._pace.saved(progress.step, time.perf_counter() - began)
+        if self._pace.automatic:
+            self._replan(progress.step)
+        return self._last[1]
+
+    # --- the way out ---
 
     def finish(self, progress: Progress | None = None) -> None:
         """Wait for what is still being written or sent; with the last ``progress``, report the proof of the resumes."""
-
-    def save(self, engine: DeepSpeedEngine, progress: Progress, *, reason: str = "interval") -> Path:
-        """Write a checkpoint of the state after ``progress.step`` steps and return its folder."""
-        tag = f"step-{progress.step:08d}"
-        final, partial = self.folder / tag, self.folder / f"{tag}.partial"
-        if self._rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("*.partial"):
-                shutil.rmtree(leftover)
-        self._barrier()
-        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        self._barrier()
-        if self._rank == 0:
-            self._seal(partial, final, progress)
-        self._barrier()
-        return final
-
-    def load(self, engine: DeepSpeedEngine) -> Progress | None:
-        """Restore the newest complete checkpoint and return its progress; None when there is none."""
-        for folder in self.complete():
-            engine.load_checkpoint(str(self.folder), tag=folder.name, load_lr_scheduler_states=False)
-            return Progress.load(json.loads((folder / _STATE).read_text())["progress"])
-        return None
-
-    def complete(self) -> list[Path]:
-        """Return the folders of usable checkpoints of this plan and world size, newest first."""
-        return sorted((path for path in self.folder.glob("step-*") if self._usable(path)), reverse=True)
+        self._settle()
+        if progress is not None:
+            self._prove(progress)
+        if self._uploads is not None:
+            stopping = self._context.stop_requested
+            seconds = 0.5 * self._context.spec.grace_seconds if stopping else DRAIN_SECONDS
+            if not self._uploads.drain(seconds):
+                self._say("checkpoint_upload_abandoned", after_seconds=seconds)
+            self._uploads.end()
+            self._uploads = None
+        self._lives.close()
 
     def clear(self) -> None:
-        """Remove all checkpoints: the run's result is stored."""
-        if self._rank == 0 and self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        """Remove all checkpoints, here and in the store: the run's result is stored."""
+        self._settle()
+        self._prove(self._progress)
+        if self._uploads is not None:
+            self._uploads.end()
+        self._lives.close()
+        if self._machine.leads:
+            self._shelf.clear()
+        if self._peers.rank == 0 and self._context.is_current:
+            with suppress(DeepSeekOpsError):  # the next collection of garbage, or the next attempt, finds them
+                self._stored().clear()
+        if self._machine.leads:
+            with suppress(OSError):
+                (self._context.work / "checkpoints").rmdir()
 
-    def _seal(self, partial: Path, final: Path, progress: Progress) -> None:
-        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
-        state = {
-            "plan": self._plan,
-            "world_size": self._world_size,
-            "files": files,
+    # --- inside ---
+
+    def _settle(self) -> None:
+        """Return when the last checkpoint is on the disks of all machines, or given up."""
+        self._writer.wait()
+        self._peers.barrier()
+        if self._sealing is not None:
+            self._sealing.settle()
+            self._sealing = None
+
+    def _seal_later(self, name: CheckpointName, progress: Progress, reason: str) -> Sealing:
+        began = time.perf_counter()
+
+        def sealed(name: CheckpointName) -> None:
+            self._pace.busy = max(time.perf_counter() - began, self._uploads.seconds if self._uploads else 0.0)
+            self._uploading().offer(name)
+            self._shelf.prune()
+
+        def failed(name: CheckpointName, problem: str) -> None:
+            self._say("checkpoint_failed", checkpoint=str(name), step=name.step, problem=problem)
+            self._shelf.prune(1)  # room for the next one; the newest and the newest healthy one stay
+
+        state: dict[str, JsonValue] = {
+            "plan": self._plan.fingerprint,
+            "world_size": self._peers.world_size,
+            "num_nodes": self._machine.num_nodes,
+            "calm": self._health.calm,
+            "reason": reason,
             "progress": progress.dump(),
+            "lives": self._lives.dump(),
+            "cost_seconds": self._pace.cost,
         }
-        (partial / _STATE).write_text(json.dumps(state, sort_keys=True))
-        if final.exists():  # the same step again after a resume: equal bytes, so either will do
-            shutil.rmtree(final)
-        partial.rename(final)
-        pointer = self.folder / "latest.partial-file"
-        pointer.write_text(final.name)
-        pointer.replace(self.folder / "latest")
-        for old in self.complete()[KEPT:]:
-            shutil.rmtree(old)
-        _sync_folder(self.folder)
+        return Sealing(self._shelf, name, ranks=self._machine.ranks, state=state, sealed=sealed, failed=failed)
 
-    def _usable(self, path: Path) -> bool:
-        if path.name.endswith(".partial") or not (path / _STATE).is_file():
-            return False
-        state = json.loads((path / _STATE).read_text())
-        if state["plan"] != self._plan or state["world_size"] != self._world_size:
-            return False
-        return all((path / name).is_file() and (path / name).stat().st_size == n for name, n in state["files"].items())
+    def _begin_life(self, newest: Life | None) -> None:
+        """Agree on a life that comes after every one that anybody has heard of."""
+        known = [one for one in (newest, self._lives.newest) if one is not None]
+        life = Life(self._context.attempt, self._context.restarts)
+        if known and max(known) >= life:
+            life = Life(max(known).attempt + 1, 0)
+        heard = told_by_first(self._peers, [life.attempt, life.restart, life.rewind])
+        if isinstance(heard, list):
+            self._life = Life(*(int(str(number)) for number in heard))
+
+    def _resumed(self, restored: Restored | None) -> Progress | None:
+        """Start the record of a life, from scratch or from what was restored."""
+        progress = Progress()
+        if restored is not None:
+            state = restored.state["progress"]
+            progress = Progress.load(state if isinstance(state, dict) else {})
+            self._pace.cost = float(str(restored.state.get("cost_seconds", 0.0)))
+            if restored.world_size != self._peers.world_size:
+                self._expected_loss = _last_loss(progress)
+            self._say_restored(restored, progress)
+        self._progress = progress
+        self._last = None
+        self._health.begin(restored.name if restored is not None else None)
+        self._pace.begin(progress.step)
+        if self._peers.rank == 0:
+            self._lives.begin(self._life, from_step=progress.step, world_size=self._peers.world_size)
+        return progress if restored is not None else None
+
+    def _say_restored(self, restored: Restored, progress: Progress) -> None:
+        if self._peers.rank == 0:
+            self._say(
+                "checkpoint_restored",
+                checkpoint=str(restored.name),
+                step=progress.step,
+                source=restored.source,
+                written_by_ranks=restored.world_size,
+                ranks=self._peers.world_size,
+                life=str(self._life),
+            )
+
+    def _give_up(self, last_good: CheckpointName) -> None:
+        """Let go of every checkpoint that does not lead to where the training goes on from."""
+        names = [one.name for one in self._shelf.all()]
+        self._forget([name for name in names if name > last_good or name.step > last_good.step])
+
+    def _forget(self, names: Sequence[CheckpointName]) -> None:
+        if self._machine.leads:
+            for name in names:
+                self._shelf.remove(name)
+            self._uploading().forget(names)
+
+    def _replan(self, step: int) -> None:
+        interval = self._pace.planned(interruptions=max(0, len(self._lives.records) - 1))
+        steps = self._peers.from_first(interval.steps)
+        self._pace.next_after(step, steps)
+        if self._peers.rank == 0 and self._pace.is_news(steps):
+            self._say("checkpoint_interval", **asdict(interval))
+
+    def _compare_loss(self, step: int, expected: float) -> None:
+        self._expected_loss = None
+        loss = _last_loss(self._progress)
+        if loss is None or self._peers.rank != 0:
+            return
+        self._say("loss_continuity", step=step, loss=loss, before=expected, difference=loss - expected)
+
+    def _prove(self, progress: Progress) -> None:
+        if self._peers.rank == 0 and not self._proved:
+            self._proved = True
+            self._say(
+                "resume_proof", **prove(self._lives.records, steps=progress.step, left_out=progress.skipped).dump()
+            )
+
+    def _restorer(self) -> Restorer:
+        return Restorer(self._shelf, self._stored(), self._peers, self._machine)
+
+    def _stored(self) -> StoredCheckpoints:
+        return StoredCheckpoints(self._context.store, self._plan.run_prefix, plan=self._plan.fingerprint)
+
+    def _uploading(self) -> Uploads:
+        if self._uploads is None:
+            place = Place(self._node, self._machine.num_nodes, lambda: self._context.is_current)
+            self._uploads = Uploads(self._stored(), self._shelf, place, self._say)
+        return self._uploads
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _last_loss(progress: Progress) -> float | None:
+    return progress.history[-1].get("training_loss") if progress.history else None

@@ -1,0 +1,197 @@
+"""Finding the checkpoint to go on from, bringing it to every machine, and loading it whatever the number of ranks.
+
+Every machine tells what it has; rank 0 decides, looking in the store as well where another machine may have trained
+since; all restore the same one. A machine that lacks files gets them from the store: those of its own ranks, or all of
+them when the number of ranks has changed. What does not have the digest it was written with is not used.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError
+from deepseek_ops.jobs.agreement import Peers, any_rank, told_by_all, told_by_first
+from deepseek_ops.jobs.training_shelf import Shelf, Shelved
+from deepseek_ops.jobs.training_snapshot import has_frozen
+from deepseek_ops.jobs.training_store import StoredCheckpoints
+from deepseek_ops.jobs.training_universal import convert, load_universal, needs_universal
+from deepseek_ops.training.checkpoints import Candidate, CheckpointName, Life, files_for
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+Choose = Callable[[Sequence[Candidate]], Candidate | None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This process's place among the machines of the training."""
+
+    leads: bool
+    """Whether this is the machine's first rank, which alone changes its disk."""
+    num_nodes: int
+    ranks: tuple[int, ...]
+    """The ranks on this machine."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was loaded."""
+
+    name: CheckpointName
+    state: dict[str, JsonValue]
+    world_size: int
+    """Of the ranks that wrote it."""
+    source: str
+    """``disk`` or ``store``."""
+
+
+@dataclass
+class _Offer:
+    candidate: Candidate
+    source: str
+    world_size: int
+
+
+class Restorer:
+    """Restores checkpoints on one rank; its methods are called by all of them together."""
+
+    def __init__(self, shelf: Shelf, stored: StoredCheckpoints, peers: Peers, machine: Machine) -> None:
+        self._shelf, self._stored, self._peers, self._machine = shelf, stored, peers, machine
+        self._damaged: set[CheckpointName] = set()
+        self.newest_life: Life | None = None
+        """The newest life that anybody has heard of, known to rank 0 after ``find``."""
+
+    def restore(self, engine: DeepSpeedEngine, choose: Choose, *, look_in_store: bool) -> Restored | None:
+        """Load the checkpoint that ``choose`` prefers, or the next one where it is damaged; None without any.
+
+        Raises what the store raises where it is asked and does not answer.
+        """
+        while True:
+            offer = self._agreed(choose, look_in_store)
+            if offer is None:
+                return None
+            if not any_rank(self._peers, not self._brought_here(offer, engine)):
+                break
+            self._damaged.add(offer.candidate.name)
+        shelved = self._shelf.get(offer.candidate.name)
+        if shelved is None:
+            raise ObjectNotFoundError(str(self._shelf.path(offer.candidate.name)))
+        self._load(engine, shelved)
+        return Restored(shelved.name, shelved.state(), shelved.world_size, offer.source)
+
+    def _agreed(self, choose: Choose, look_in_store: bool) -> _Offer | None:
+        own = self._shelf.all() if self._machine.leads else []
+        told = told_by_all(self._peers, [_said(one) for one in own] if self._machine.leads else None)
+        chosen: JsonValue = None
+        if self._peers.rank == 0:
+            chosen = self._chosen(choose, [list_ for list_ in told if isinstance(list_, list)], look_in_store)
+        heard = told_by_first(self._peers, chosen)
+        if not isinstance(heard, dict):
+            return None
+        name = CheckpointName.parse(str(heard["name"]))
+        if name is None:
+            return None
+        candidate = Candidate(name, heard["healthy"] is True, heard["calm"] is True)
+        return _Offer(candidate, str(heard["source"]), int(str(heard["world_size"])))
+
+    def _chosen(self, choose: Choose, told: list[list[JsonValue]], look_in_store: bool) -> JsonValue:
+        """Return the choice of rank 0 as JSON; None when there is nothing to choose."""
+        offers: dict[CheckpointName, dict[str, JsonValue]] = {}
+        if look_in_store:
+            for candidate in self._stored.candidates():
+                offers[candidate.name] = _as_json(candidate, "store", 0)
+        for name, said in self._on_disks(told).items():
+            healthy = said["healthy"] is True or offers.get(name, {}).get("healthy") is True
+            offers[name] = {**said, "healthy": healthy}
+        lives = [name.life for name in offers]
+        if look_in_store and (stored := self._stored.newest_life()) is not None:
+            lives.append(stored)
+        self.newest_life = max(lives, default=None)
+        usable = [
+            Candidate(name, said["healthy"] is True, said["calm"] is True)
+            for name, said in offers.items()
+            if name not in self._damaged
+        ]
+        best = choose(usable)
+        if best is None:
+            return None
+        chosen = offers[best.name]
+        if chosen["source"] == "store":
+            chosen = {**chosen, "world_size": self._stored.read(best.name).world_size}
+        return chosen
+
+    def _on_disks(self, told: list[list[JsonValue]]) -> dict[CheckpointName, dict[str, JsonValue]]:
+        """Return what all machines have on their disks, in a form they can load."""
+        nodes, world = len(told), self._peers.world_size
+        common: dict[CheckpointName, dict[str, JsonValue]] = {}
+        for said in (item for list_ in told for item in list_ if isinstance(item, dict)):
+            name = CheckpointName.parse(str(said["name"]))
+            complete = said["num_nodes"] == nodes and (nodes == 1 or said["world_size"] == world)
+            if name is not None and complete:
+                common[name] = said
+        names = [{str(item["name"]) for item in list_ if isinstance(item, dict)} for list_ in told]
+        return {name: said for name, said in common.items() if all(str(name) in one for one in names)}
+
+    def _brought_here(self, offer: _Offer, engine: DeepSpeedEngine) -> bool:
+        """Bring the checkpoint to this machine's disk and return whether every file is what was written.
+
+        Only the machine's first rank looks; the others take its word.
+        """
+        if not self._machine.leads:
+            return True
+        name = offer.candidate.name
+        everything = needs_universal(engine, offer.world_size, self._peers.world_size)
+        ranks = None if everything else self._machine.ranks
+        shelved = self._fetched(name, ranks) if offer.source == "store" else self._shelf.get(name)
+        if shelved is None or shelved.damaged(files_for(shelved.files, ranks)):
+            self._shelf.remove(name)
+            return False
+        if everything:
+            convert(shelved.folder)
+        return True
+
+    def _fetched(self, name: CheckpointName, ranks: Sequence[int] | None) -> Shelved | None:
+        """Return the checkpoint with those of its files that are read here; a fetch that was killed is gone on with."""
+        wanted = files_for(self._stored.read(name).files, ranks)
+        arriving = self._shelf.arriving(name)
+        try:
+            self._stored.fetch(wanted, arriving)
+        except (IntegrityError, ObjectNotFoundError):
+            return None
+        self._shelf.seal(name, wanted, building=arriving)
+        return self._shelf.get(name)
+
+    def _load(self, engine: DeepSpeedEngine, shelved: Shelved) -> None:
+        if needs_universal(engine, shelved.world_size, self._peers.world_size):
+            universal = convert(shelved.folder)  # it is there: the machine's first rank has made it
+            load_universal(engine, universal)
+            self._peers.barrier()
+            if self._machine.leads:
+                shutil.rmtree(universal)
+            return
+        engine.load_checkpoint(
+            str(self._shelf.folder),
+            tag=shelved.folder.name,
+            load_module_strict=not has_frozen(engine),
+            load_lr_scheduler_states=False,
+        )
+
+
+def _said(one: Shelved) -> JsonValue:
+    return {**_as_json(one.candidate, "disk", one.world_size), "num_nodes": one.num_nodes}
+
+
+def _as_json(candidate: Candidate, source: str, world_size: int) -> dict[str, JsonValue]:
+    return {
+        "name": str(candidate.name),
+        "healthy": candidate.healthy,
+        "calm": candidate.calm,
+        "source": source,
+        "world_size": world_size,
+    }

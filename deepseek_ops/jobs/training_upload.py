@@ -1,0 +1,206 @@
+"""Sends checkpoints to the store behind the training's back, one at a time; a newer one takes a waiting one's place.
+
+A store that is away delays uploads and nothing else: the training goes on, the checkpoints on this machine's disk are
+there, and when the store is back the newest one goes up. Each machine sends what it has; when all parts are there the
+first machine declares the checkpoint whole. An attempt that is no longer the newest declares nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from deepseek_ops.core.errors import DeepSeekOpsError, TransientError
+from deepseek_ops.jobs.training_shelf import Shelf
+from deepseek_ops.jobs.training_store import StoredCheckpoints
+from deepseek_ops.training.checkpoints import CheckpointName, StoredCheckpoint
+
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 30.0
+PARTS_POLL_SECONDS = 1.0
+
+Say = Callable[..., None]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose uploads these are."""
+
+    node: int
+    num_nodes: int
+    is_current: Callable[[], bool]
+    """Whether this attempt may still declare anything."""
+
+
+class Uploads:
+    """The uploads of one machine, in a thread that begins with the first of them."""
+
+    def __init__(
+        self, stored: StoredCheckpoints, shelf: Shelf, place: Place, say: Say, *, retry: float = FIRST_RETRY_SECONDS
+    ) -> None:
+        self._stored, self._shelf, self._place, self._say = stored, shelf, place, say
+        self._changed = threading.Condition()
+        self._waiting: CheckpointName | None = None
+        self._healthy: set[CheckpointName] = set()
+        """Healthy, and not known to be so in the store."""
+        self._gone: set[CheckpointName] = set()
+        self._sent: set[CheckpointName] = set()
+        self._busy = False
+        self._ended = False
+        self._thread: threading.Thread | None = None
+        self._first_retry = retry
+        self.seconds = 0.0
+        """How long the last upload took."""
+
+    def offer(self, name: CheckpointName) -> None:
+        """Send the checkpoint as soon as the one that is on its way has arrived, unless a newer one comes first."""
+        with self._changed:
+            self._shelf.hold(name)
+            if self._waiting is not None:
+                self._shelf.let_go(self._waiting)
+            self._waiting = name
+        self._wake()
+
+    def mark_healthy(self, name: CheckpointName) -> None:
+        """Tell the store that the checkpoint is healthy, once it is there."""
+        with self._changed:
+            self._healthy.add(name)
+        self._wake()
+
+    def forget(self, names: Iterable[CheckpointName]) -> None:
+        """Let checkpoints go in the store: nobody must go on from them."""
+        with self._changed:
+            self._gone.update(names)
+            self._healthy -= self._gone
+            if self._waiting in self._gone:
+                self._shelf.let_go(self._waiting)
+                self._waiting = None
+        self._wake()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until everything is sent, so long at most; return whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: (not self._busy and not self._work()) or self._ended, seconds)
+
+    def end(self, seconds: float = 30.0) -> None:
+        """Send nothing more; returns when the thread has noticed, or after so many seconds."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    # --- the thread ---
+
+    def _wake(self) -> None:
+        with self._changed:
+            if self._thread is None and not self._ended:
+                self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _work(self) -> bool:
+        """Return whether there is something to do now; health is told of what is in the store."""
+        return self._waiting is not None or bool(self._gone) or bool(self._healthy & self._sent)
+
+    def _run(self) -> None:
+        delay, delayed_since = self._first_retry, 0.0
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._work() or self._ended)
+                if self._ended:
+                    return
+                self._busy = True
+            try:
+                self._one_thing()
+            except (DeepSeekOpsError, OSError) as error:
+                if not delayed_since:
+                    delayed_since = time.monotonic()
+                    outcome = "delayed" if isinstance(error, TransientError) else "failed"
+                    self._say(f"checkpoint_upload_{outcome}", checkpoint=str(self._waiting or ""), problem=str(error))
+                _log.warning("a checkpoint is not in the store yet: %s", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended, delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+            else:
+                if delayed_since:
+                    self._say("checkpoint_upload_resumed", after_seconds=round(time.monotonic() - delayed_since, 1))
+                delay, delayed_since = self._first_retry, 0.0
+
+    def _one_thing(self) -> None:
+        """Do the most urgent thing. Raises what the store raises; then it stays to be done."""
+        with self._changed:
+            gone, name = set(self._gone), self._waiting
+            healthy = sorted(self._healthy & self._sent)
+        if not self._place.is_current():
+            self._fenced()
+        elif gone:
+            self._forget(gone)
+        elif name is not None:
+            self._send(name)
+        else:
+            for one in healthy:
+                if self._place.node == 0:
+                    self._stored.mark_healthy(one)
+                with self._changed:
+                    self._healthy.discard(one)
+
+    def _forget(self, gone: set[CheckpointName]) -> None:
+        if self._place.node == 0:
+            self._stored.remove(sorted(gone, reverse=True))
+        with self._changed:
+            self._gone -= gone
+            self._sent -= gone
+
+    def _send(self, name: CheckpointName) -> None:
+        began = time.monotonic()
+        shelved = self._shelf.get(name)
+        whole = False
+        if shelved is not None:
+            sent = self._stored.send(name, shelved.folder, shelved.files, node=self._place.node)
+            whole = self._place.node != 0 or self._declare(name, shelved.world_size, shelved.plan, shelved.calm)
+        with self._changed:
+            if self._waiting == name:
+                self._waiting = None
+            self._shelf.let_go(name)
+            if whole:
+                self._sent.add(name)
+        if shelved is not None and whole:
+            self.seconds = time.monotonic() - began
+            facts = {"bytes": sent.num_bytes, "new_bytes": sent.new_bytes, "seconds": round(self.seconds, 3)}
+            self._say("checkpoint_uploaded", checkpoint=str(name), step=name.step, **facts)
+            if self._place.node == 0:
+                gone = set(self._stored.prune(held=[name]))
+                with self._changed:
+                    self._sent -= gone
+                    self._healthy -= gone
+
+    def _declare(self, name: CheckpointName, world_size: int, plan: str, calm: bool) -> bool:
+        """Declare the checkpoint whole once all parts are there; return False when that is not to be."""
+        while (files := self._stored.parts(name, num_nodes=self._place.num_nodes)) is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended, PARTS_POLL_SECONDS)
+                if self._ended or self._waiting != name:
+                    return False  # a newer one waits, or this one is to go
+        if not self._place.is_current():
+            self._fenced()
+        if self._ended:
+            return False
+        nodes = self._place.num_nodes
+        self._stored.seal(
+            StoredCheckpoint(
+                name=str(name), plan=plan, world_size=world_size, num_nodes=nodes, calm=calm, files=tuple(files)
+            )
+        )
+        return True
+
+    def _fenced(self) -> None:
+        with self._changed:
+            self._ended = True
+        self._say("checkpoint_fenced", reason="a newer attempt of this training writes now")
