@@ -39,7 +39,8 @@ _READ_AT_IMPORT = (
 )
 _LOADED_BY_HOST = (
     *("core/*.py", "adapters/local_launcher/*.py", "jobs/__main__.py", "jobs/context.py", "jobs/ending.py"),
-    *("jobs/entry.py", "jobs/environment.py", "jobs/host.py", "jobs/preload.py", "jobs/progress.py", "jobs/supervise.py"),
+    *("jobs/entry.py", "jobs/environment.py", "jobs/host.py", "jobs/preload.py", "jobs/progress.py"),
+    "jobs/supervise.py",
 )
 """Ours that a host has imported. The code of the kinds is imported after the fork and may change under a host."""
 
