@@ -58,6 +58,7 @@ def engine_job(record: RemoteAttempt, shape: NodeShape) -> EngineJob:
             *("--job", spec.name, "--attempt", str(record.attempt)),
         ),
         num_nodes=spec.num_nodes,
+        min_nodes=spec.min_nodes,
         ranks_per_node=ranks,
         gpus_per_node=shape.gpus_per_rank * ranks if spec.kind == "train" else 0,
         cpus_per_node=shape.cpus_per_rank * ranks,
