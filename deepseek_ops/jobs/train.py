@@ -15,22 +15,28 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError
 from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.training_actions import Actions, Ending
 from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
 from deepseek_ops.jobs.training_data import TOKENIZER, Inputs, fetch_inputs
 from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_engine, start_ranks
 from deepseek_ops.jobs.training_forgetting import loss_before
-from deepseek_ops.jobs.training_loop import Ending, Loop, Ranks
+from deepseek_ops.jobs.training_ledger import LedgerFile
+from deepseek_ops.jobs.training_loop import Loop
 from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
 from deepseek_ops.jobs.training_publish import check_export, export_model
+from deepseek_ops.jobs.training_ranks import Ranks
 from deepseek_ops.jobs.training_splits import open_samples
 from deepseek_ops.jobs.training_streams import Streams
 from deepseek_ops.jobs.training_task import mean_loss, open_task
 from deepseek_ops.jobs.training_verify import FreshProcess
 from deepseek_ops.training.deepspeed_config import deepspeed_config
 from deepseek_ops.training.guardian import Guardian
+from deepseek_ops.training.guardian_defaults import default_alerts
+from deepseek_ops.training.positions import count_of, position_of
 from deepseek_ops.training.schedule import total_steps
 
 CHECKED_SAMPLES = 8
@@ -46,6 +52,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
     """
     plan = TrainingPlan.load(_object(context.payload["plan"]))
     found = _known_result(context, plan)
+    context.progress(0, "starting")
     start_ranks(context.work, single_node=plan.num_nodes == 1)
     try:
         ranks = _ranks(context)
@@ -63,6 +70,9 @@ def _train(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Strea
     loop = _loop(context, plan, ranks, streams, paths)
     loop.loss_before = loss_before(context, loop)
     ending = loop.run()
+    context.progress(loop.progress.step, "publishing")
+    loop.checkpoints.finish(loop.progress)
+    loop.actions.ledger.finish()
     if ending is not None:
         return _ended_early(context, loop, ending)
     if plan.purpose == "trial":
@@ -107,8 +117,17 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
         model, deepspeed_config(plan, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
     )
     balance = ExpertBalance(engine.module, 0.0 if plan.lora is not None else hyper.bias_update_rate)
-    checkpoints = Checkpoints.of(context, plan, ranks, say=streams.event)
-    progress = checkpoints.load(engine)
+    actions = Actions(
+        guardian=_guardian(context, plan, balance),
+        ledger=LedgerFile(context, plan.run_prefix),
+        checkpoints=Checkpoints.of(context, plan, ranks, say=streams.event),
+        engine=engine,
+        streams=streams,
+        ranks=ranks,
+        requests=context.requests,
+        samples=hyper.batch_size,
+    )
+    progress = actions.resume()
     steps = total_steps(
         max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.epoch_samples, batch_size=hyper.batch_size
     )
@@ -118,7 +137,10 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
         for packed in samples.packing():
             streams.event("packed", **packed)
     else:
-        streams.event("resumed", from_step=progress.step, samples_repeated=0, samples_skipped=0, **facts)
+        behind = position_of(progress.step, progress.skipped)
+        left_out = count_of(progress.skipped, below=behind) * hyper.batch_size
+        streams.event("resumed", from_step=progress.step, samples_repeated=0, samples_skipped=left_out, **facts)
+    context.progress(0 if progress is None else progress.step)
     return Loop(
         plan,
         engine,
@@ -128,11 +150,24 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
         samples.splits,
         ranks,
         total_steps=steps,
-        guardian=Guardian(_alerts(context.payload.get("alerts"))),
-        streams=streams,
-        checkpoints=checkpoints,
+        actions=actions,
+        context=context,
         progress=progress or Progress(),
     )
+
+
+def _guardian(context: JobContext, plan: TrainingPlan, balance: ExpertBalance) -> Guardian:
+    """Return the guardian of the pipeline file's rules and of those defaults that they leave in force."""
+    own = [Alert.model_validate(alert) for alert in _alerts(context.payload.get("alerts"))]
+    visited = plan.model.get("num_experts_per_tok")
+    defaults = default_alerts(
+        own,
+        recovers=plan.purpose == "train",
+        experts=max(balance.sizes, default=0),
+        experts_per_token=visited if isinstance(visited, int) else 0,
+        layers=len(balance.sizes),
+    )
+    return Guardian(own, defaults)
 
 
 def _ended_early(context: JobContext, loop: Loop, ending: Ending) -> dict[str, JsonValue]:

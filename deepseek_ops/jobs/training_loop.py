@@ -2,81 +2,40 @@
 
 Everything random is a function of (seed, step, rank): batches, learning rate, dropout. What ranks have to agree on
 (mean loss, NaN anywhere, expert loads, a request to stop) travels in one all-reduce per step; what rank 0 decides about
-it in one broadcast, so that every rank acts in the same step.
+it in one broadcast, so that every rank acts in the same step (``training_actions``).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from deepseek_ops.core.records import TrainingPlan
+from deepseek_ops.jobs.training_actions import Actions, Ending, saveable
 from deepseek_ops.jobs.training_engine import set_learning_rate
 from deepseek_ops.jobs.training_metrics import StepMeter
 from deepseek_ops.jobs.training_model import ExpertBalance
 from deepseek_ops.jobs.training_task import Split, Task
-from deepseek_ops.training.batches import BatchPlan
-from deepseek_ops.training.guardian import ELAPSED, Decision, Guardian
+from deepseek_ops.training.batches import BatchPlan, Indices
+from deepseek_ops.training.guardian import ELAPSED
+from deepseek_ops.training.positions import position_of
 from deepseek_ops.training.schedule import learning_rate, peak_rate
 
 if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
 
-    from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
-    from deepseek_ops.jobs.training_streams import Streams
+    from deepseek_ops.jobs.context import JobContext
+    from deepseek_ops.jobs.training_checkpoint import Progress
+    from deepseek_ops.jobs.training_ranks import Ranks
 
 MAX_EVAL_SAMPLES = 64
 """Samples of the validation split that a validation loss is measured on: always the same, spread over the split."""
 EVAL_BATCH_TOKENS = 4096
-_GO, _STOP_ASKED, _STOP_RULE = 0, 1, 2
-
-
-@dataclass
-class Ranks:
-    """What this process needs to know of its peers."""
-
-    rank: int
-    world_size: int
-    device: str
-    stop_requested: Callable[[], bool]
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the float64 vector summed over all ranks, on the CPU."""
-        import torch.distributed as dist
-
-        sent = values.to(self.device)
-        if self.world_size > 1:
-            dist.all_reduce(sent)
-        return sent.cpu()
-
-    def from_first(self, value: int) -> int:
-        """Return rank 0's value on every rank."""
-        import torch
-        import torch.distributed as dist
-
-        sent = torch.tensor([value], device=self.device)
-        if self.world_size > 1:
-            dist.broadcast(sent, src=0)
-        return int(sent.item())
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        import torch.distributed as dist
-
-        if self.world_size > 1:
-            dist.barrier()
-
-
-@dataclass
-class Ending:
-    """Why the loop ended before its last step."""
-
-    asked: bool = False
-    decisions: list[Decision] = field(default_factory=list)
+HISTORY_ROWS = 128
+"""Rows of metrics that a checkpoint keeps."""
 
 
 class Loop:
@@ -93,9 +52,8 @@ class Loop:
         ranks: Ranks,
         *,
         total_steps: int,
-        guardian: Guardian,
-        streams: Streams,
-        checkpoints: Checkpoints,
+        actions: Actions,
+        context: JobContext,
         progress: Progress,
     ) -> None:
         self.plan = plan
@@ -110,23 +68,42 @@ class Loop:
         """Loss of an incremental training's base on old validation data."""
         self.ranks = ranks
         self.total_steps = total_steps
-        self.guardian = guardian
-        self.streams = streams
-        self.checkpoints = checkpoints
+        self.actions = actions
+        self.streams = actions.streams
+        self.checkpoints = actions.checkpoints
+        self.context = context
+        self._go_on(progress)
+
+    def _go_on(self, progress: Progress) -> None:
+        """Continue from ``progress``; what its clock showed is where the clock goes on."""
         self.progress = progress
         self._elapsed_before = progress.history[-1].get(ELAPSED, 0.0) if progress.history else 0.0
         self._started = time.perf_counter()
+
+    @property
+    def position(self) -> int:
+        """Batch position that the next step trains on."""
+        return position_of(self.progress.step, self.progress.skipped)
 
     def run(self) -> Ending | None:
         """Train to the end and return None, or why it ended early; a healthy state is checkpointed in that case."""
         while self.progress.step < self.total_steps:
             metrics = self._step(self.progress.step)
             self.progress.step += 1
+            asked = metrics.pop("stop_asked") > 0
             if self.val is not None and (self._due(self.plan.eval_steps) or self.progress.step == self.total_steps):
+                self.context.progress(self.progress.step, "evaluating")
                 metrics |= self._validation(self.val)
-            ending = self._settle(metrics)
-            if self._wants_checkpoint(ending):
-                self._checkpoint()
+                self.context.progress(self.progress.step)
+            self._record(metrics)
+            reached = self.progress
+            going, ending = self.actions.settle(reached, reached.history[-1], asked=asked)
+            if going is not reached:  # rewound: nothing of this step is left to be saved
+                self._go_on(going)
+            elif reason := self._reason_to_save(ending):
+                self.context.progress(self.progress.step, "checkpointing")
+                self.actions.save(self.progress, reason=reason)
+                self.context.progress(self.progress.step)
             if ending is not None:
                 return ending
         return None
@@ -153,13 +130,17 @@ class Loop:
         total, tokens = (float(value) for value in self.ranks.total(sums))
         return total / max(tokens, 1.0)
 
-    def _wants_checkpoint(self, ending: Ending | None) -> bool:
-        """Return whether to checkpoint after this step; never after one that may have poisoned the weights."""
-        newest = self.progress.history[-1]
-        if newest["loss_nan_ranks"] or newest["skipped"]:
-            return False
-        last = self.plan.purpose == "train" and self.progress.step == self.total_steps
-        return ending is not None or last or self.checkpoints.due(self.progress.step)
+    def _reason_to_save(self, ending: Ending | None) -> str:
+        """Return why to checkpoint after this step, empty for not at all; never one that may have poisoned weights."""
+        step = self.progress.step
+        due = self.checkpoints.due(step)  # by every rank, whatever else is decided: ranks may agree in it
+        if not saveable(self.progress.history[-1]):
+            return ""
+        if ending is not None:
+            return "stop"
+        if self.plan.purpose == "train" and step == self.total_steps:
+            return "end"
+        return "interval" if due else ""
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -187,27 +168,41 @@ class Loop:
         rate = learning_rate(
             step, peak=peak_rate(self.plan), total_steps=self.total_steps, warmup_ratio=hyper.warmup_ratio
         )
+        rate *= self.progress.lr_factor
         set_learning_rate(self.engine, rate)
         skipped_before = self.engine.skipped_steps
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for indices in self.batches.micro_batches(step, self.ranks.rank):
-            loss = self.task.loss(self.engine, self.task.batch(self.train, indices))
-            self.engine.backward(loss)
-            self.engine.step()
-            loss_sum += loss.detach()
-        own = float(loss_sum) / self.batches.accumulation_steps
+        own, busy = self._accumulated(self.batches.micro_batches(self.position, self.ranks.rank))
         shared = self._shared(own)
+        self.context.progress(step + 1, busy_seconds=busy)
         skipped = self.engine.skipped_steps - skipped_before
         if not skipped and hyper.bias_update_rate:
             self.balance.update(shared[3:])
+        measured = self.meter.measure(time.perf_counter() - began, shared[3:])
+        finite = not shared[1] and math.isfinite(measured.get("grad_norm", 0.0))
         return {
             "training_loss": float(shared[0]) / self.ranks.world_size,
             "learning_rate": rate,
             "loss_nan_ranks": float(shared[1]),
             "stop_asked": float(shared[2]),
             "skipped": float(skipped),
-            **self.meter.measure(time.perf_counter() - began, shared[3:]),
+            "poisoned": float(not finite and not skipped),  # it went into the weights
+            **measured,
         }
+
+    def _accumulated(self, micro_batches: Iterable[Indices]) -> tuple[float, float]:
+        """Take one optimiser step; return this rank's mean loss and the seconds of its own work in it."""
+        import torch
+
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        busy = 0.0
+        for indices in micro_batches:
+            began = time.perf_counter()
+            loss = self.task.loss(self.engine, self.task.batch(self.train, indices))
+            busy += time.perf_counter() - began
+            self.engine.backward(loss)
+            self.engine.step()
+            loss_sum += loss.detach()
+        return float(loss_sum) / self.batches.accumulation_steps, busy
 
     def _shared(self, loss: float) -> torch.Tensor:
         """Return summed over all ranks: loss, ranks without a finite loss, ranks asked to stop, tokens per expert."""
@@ -218,10 +213,9 @@ class Loop:
         )
         return self.ranks.total(torch.cat([own, self.balance.take_counts()]))
 
-    def _settle(self, metrics: dict[str, float]) -> Ending | None:
-        """Record the step's metrics, let rank 0 decide about them, and return the ending all ranks agree on."""
+    def _record(self, metrics: dict[str, float]) -> None:
+        """Add the step's metrics to the progress and to the streams."""
         progress = self.progress
-        asked = metrics.pop("stop_asked") > 0
         progress.skipped_steps += int(metrics["skipped"])
         metrics["skipped_steps"] = float(progress.skipped_steps)
         metrics[ELAPSED] = self._elapsed_before + time.perf_counter() - self._started
@@ -229,18 +223,7 @@ class Loop:
         if "val_loss" in metrics:
             progress.validation.add(progress.step, metrics["val_loss"])
         progress.history.append({"step": float(progress.step), **metrics})
-        del progress.history[: -self.guardian.memory]
+        del progress.history[:-HISTORY_ROWS]
         self.streams.metric(progress.step, metrics)
-        decisions = self.guardian.decide(progress.history) if self.ranks.rank == 0 else []
-        for decision in decisions:
-            self.streams.event("alert", **decision.dump())
-        stops = [decision for decision in decisions if decision.action == "stop"]
-        verdict = self.ranks.from_first(_STOP_RULE if stops else _STOP_ASKED if asked else _GO)
-        return None if verdict == _GO else Ending(asked=verdict == _STOP_ASKED, decisions=stops)
-
-    def _checkpoint(self) -> None:
-        began = time.perf_counter()
-        folder = self.checkpoints.save(self.engine, self.progress)
-        self.streams.event(
-            "checkpoint", step=self.progress.step, folder=folder.name, seconds=round(time.perf_counter() - began, 3)
-        )
+        if (detail := self.meter.detail()) is not None:
+            self.streams.detail("experts", progress.step, detail)

@@ -4,7 +4,8 @@ Grammar, loosest first: ``or``, ``and``, ``not``, one comparison, ``+ -``, ``* /
 (the newest point) and ``threshold``; functions are ``is_nan()`` and ``is_inf()`` of the newest point, and over the last
 n points ``mean(n)``, ``median(n)`` and ``slope(n)`` (least squares, per point). ``zscore(n)`` says how many standard
 deviations the newest point lies off the mean of the n before it; ``robust_zscore(n)`` does so by their median and their
-median absolute deviation, which the outliers that it looks for cannot widen. Window functions leave out points that are not finite: one NaN would blind ``zscore(200)`` for 200 steps.
+median absolute deviation, which the outliers that it looks for cannot widen. Window functions leave out points that
+are not finite: one NaN would blind ``zscore(200)`` for 200 steps.
 
 What cannot be known yet (``mean(20)`` after five points, ``threshold`` without a threshold) is *unknown*, and unknown
 follows three-valued logic: ``unknown or true`` is true, everything else that depends on it is unknown. A condition

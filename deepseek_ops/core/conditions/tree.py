@@ -108,10 +108,13 @@ def truth(node: Statement, history: Sequence[float], threshold: float | None) ->
         return None if inner is None else not inner
     if isinstance(node, Junction):
         decides = node.word == "or"
-        sides = [truth(side, history, threshold) for side in (node.left, node.right)]
-        if decides in sides:
+        first = truth(node.left, history, threshold)
+        if first is decides:
+            return decides  # whatever the other side, which may be dear
+        second = truth(node.right, history, threshold)
+        if second is decides:
             return decides
-        return None if None in sides else not decides
+        return None if first is None or second is None else not decides
     if isinstance(node, Test):
         test = math.isnan if node.function == "is_nan" else math.isinf
         return test(history[-1]) if history else None
@@ -159,11 +162,12 @@ def _window(node: Window, history: Sequence[float]) -> float | None:
         return _zscore(history, node.size, robust=node.function == "robust_zscore")
     if len(history) < node.size:
         return None
+    if node.function == "median":
+        finite = [value for value in history[-node.size :] if math.isfinite(value)]
+        return statistics.median(finite) if len(finite) > 1 else None
     points = [(float(at), value) for at, value in enumerate(history[-node.size :]) if math.isfinite(value)]
     if len(points) < 2:
         return None
-    if node.function == "median":
-        return statistics.median(value for _, value in points)
     count = len(points)
     mean = sum(value / count for _, value in points)
     if node.function == "mean":

@@ -45,7 +45,7 @@ class HttpAction(Config):
     type: Literal["http"]
     connection: ConnectionId = Field(default="", description="Airflow connection id: address and credentials.")
     url: Annotated[
-        str, Matches(r"^(https?://[^\s@?#]{1,500})?$", "https://host/path without credentials and '?'; else a connection")
+        str, Matches(r"^(https?://[^\s@?#]{1,500})?$", "https://host/path without credentials and without '?'")
     ] = Field(default="", description="An address that needs no credentials.")
 
     @model_validator(mode="after")

@@ -76,6 +76,11 @@ def _parsed(condition: str) -> Condition:
     return Condition.parse(condition)
 
 
+@lru_cache(maxsize=256)
+def _window(condition: str) -> int:
+    return _parsed(condition).window
+
+
 class Alert(Config):
     """One rule: a metric, a condition over its points, and what to do when it held long enough."""
 
@@ -181,7 +186,7 @@ class Alert(Config):
 
     def holds(self, points: Sequence[float]) -> bool:
         """Return whether the condition holds at the newest of ``points``, oldest first."""
-        return self.parsed.holds(points[-self.parsed.window :], threshold=self.effective_threshold)
+        return self.parsed.holds(points[-_window(self.condition) :], threshold=self.effective_threshold)
 
     def fires(self, history: Sequence[float]) -> bool:
         """Return whether the condition holds at each of the last ``for`` steps of ``history``, oldest point first.
