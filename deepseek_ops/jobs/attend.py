@@ -41,6 +41,7 @@ from deepseek_ops.jobs.mirror_folder import FolderMirror
 from deepseek_ops.jobs.nodes import NodePlace, node_place
 from deepseek_ops.jobs.supervise import GroupRunner
 
+LATE_SECONDS = 4.0
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -82,7 +83,10 @@ def _attend(store: ObjectStore, keys: JobKeys, attempt: int, place: NodePlace, c
     if superseded:
         _say(f"gave way: {superseded}")
         return EXIT_DO_NOT_RETRY
-    end = AttemptEnd(store, keys, record, place, mirror, deadline=watch.deadline())
+    deadline = watch.deadline()
+    # Whatever a request to the store may hang in: its default action ends this process, and nothing is left of the job.
+    signal.setitimer(signal.ITIMER_REAL, max(1.0, deadline - time.monotonic() + LATE_SECONDS))
+    end = AttemptEnd(store, keys, record, place, mirror, deadline=deadline)
     status = status_of(files, keys.name)
     if status is None or not status.settled:
         status = _lost(record, child.ending, time.time() - began)

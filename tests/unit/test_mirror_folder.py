@@ -141,9 +141,7 @@ def test_what_others_want_arrives_in_the_folder(store: Switched, tmp_path: Path)
     mirror = mirror_of(files, store)
     renewed, touched = mirror.renewed, files.lease.stat().st_mtime_ns
     for number in (1, 2):
-        store.create(
-            KEYS.of(1, f"requests/{number:06d}.json"), json.dumps({"number": number, "verb": "checkpoint"}).encode()
-        )
+        put(store, f"requests/{number:06d}.json", JobRequest(number=number, verb="checkpoint"))
     for lease in ("a", "b"):
         put(store, f"lease/{lease}")
         until(lambda renewed=renewed: mirror.renewed > renewed)
