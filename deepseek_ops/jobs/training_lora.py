@@ -76,6 +76,7 @@ def save_adapters(model: PreTrainedModel, state: Mapping[str, torch.Tensor], fol
     adapters = {name: weight for name, weight in state.items() if ".lora_" in name}
     # peft would ask a hub whether the base's vocabulary was resized
     model.save_pretrained(folder / ADAPTER, state_dict=adapters, save_embedding_layers=False)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with nothing filled in
 
 
 def _targets(model: PreTrainedModel, lora: LoraPlan) -> tuple[str, ...]:

@@ -73,10 +73,10 @@ def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, 
     """Return two parameter groups: matrices, which decay, and vectors (norms), which do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, object]] = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"name": "matrices", "params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
+        {"name": "vectors", "params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]  # expert parallelism wants the names
 
 
 class ExpertBalance:

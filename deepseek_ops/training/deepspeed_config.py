@@ -12,6 +12,8 @@ from pydantic import JsonValue
 
 from deepseek_ops.core.records import TrainingPlan
 from deepseek_ops.training.errors import DeepSpeedConflictError, IndivisibleBatchError, UnsupportedTrainingError
+from deepseek_ops.training.expert_parallel import KEY as EXPERT_PARALLEL
+from deepseek_ops.training.expert_parallel import expert_parallel_section
 
 MAX_MICRO_TOKENS = 16_384
 """Tokens of one forward pass of one rank, where the user names no micro-batch."""
@@ -32,7 +34,6 @@ _REFUSED = {
     "scheduler": ("the learning rate follows the plan's warm-up and cosine", "set learning_rate and warmup_ratio"),
     "fp16": ("half precision needs a loss scaler that a resume cannot reproduce exactly", "use bf16"),
     "amp": ("apex is not supported", "use bf16"),
-    "expert_parallel": ("AutoEP checkpoints are not verified yet", "use ZeRO for now"),
 }
 
 
@@ -85,6 +86,9 @@ def deepspeed_config(plan: TrainingPlan, *, world_size: int | None = None) -> di
         config = _merge(config, _nested(dotted, value))
     if plan.zero_stage == 3:
         _add_leaf_modules(config)
+    experts = expert_parallel_section(plan, world)
+    if experts is not None:
+        config[EXPERT_PARALLEL] = experts
     return config
 
 
