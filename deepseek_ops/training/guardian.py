@@ -189,17 +189,21 @@ class Guardian:
         """Return whether nothing speaks against the state after this step, as far as can be known now.
 
         A loss that is not finite, a skipped step and a condition that a rewind waits for speak against it, however
-        short they lasted; other rules say something about the run, not about its weights.
+        short they lasted; other rules say something about the run, not about its weights. Once such a rule has fired
+        and the run went on all the same, it is held against the states no more: a rewind goes back behind the whole
+        stretch anyway, and a rule that is wrong must not leave a run without a healthy checkpoint.
         """
         if row.get("loss_nan_ranks") or row.get("skipped") or row.get("poisoned"):
             return False
         return not any(
-            memory.watches.get(title, Watch()).first
+            watch.first
+            and not watch.told
             and any(
                 isinstance(act, RewindAction) and _left(title, rule, ledger, rung)
                 for rung, act in enumerate(rule.ladder)
             )
             for title, rule in self.rules
+            if (watch := memory.watches.get(title, Watch()))
         )
 
     def _decision(self, title: str, rule: Alert, watch: Watch, points: Sequence[float], ledger: Ledger) -> Decision:
