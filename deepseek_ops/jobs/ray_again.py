@@ -12,7 +12,14 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
-from deepseek_ops.adapters.remote_launcher.layout import Control, JobKeys, RemoteAttempt, read_control
+from deepseek_ops.adapters.remote_launcher.layout import (
+    Beat,
+    Control,
+    JobKeys,
+    RemoteAttempt,
+    RemoteResult,
+    read_control,
+)
 from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError
 from deepseek_ops.core.jobs import JobPhase, JobRequest, JobStatus
 from deepseek_ops.core.ports import ObjectStore
@@ -41,16 +48,20 @@ def with_attempt(command: Sequence[str], attempt: int) -> tuple[str, ...]:
 def begin_again(store: ObjectStore, job: str, engine_id: str) -> int:
     """Return the number of a new attempt for the machines of ``engine_id``; 0 when the job does not need them.
 
-    It does not when it has ended, when somebody wants it to stop, or when another engine's job has it by now.
+    It does not when it has ended, when somebody wants it to stop, or when another engine's job has it by now. The old
+    attempt's end is written first, as a launcher does it: what its last processes still return counts for nothing.
     Called twice, it makes two attempts; the machines run the one they are told, and nobody the other.
     """
     keys = JobKeys(job)
     for _ in range(_TRIES):
         control = read_control(store, keys)
         newest = _newest(store, keys, control)
-        if newest is None or newest.engine_id != engine_id or not _resumable(store, keys, control):
+        if newest is None or newest.engine_id != engine_id or control.has(newest.attempt, "stop.json"):
             return 0
-        following = newest.evolve(attempt=newest.attempt + 1)
+        end = _ended(store, keys, control, newest)
+        if end.phase is not JobPhase.LOST:
+            return 0
+        following = newest.evolve(attempt=newest.attempt + 1, device_seconds=end.device_seconds)
         try:
             store.create(keys.attempt(following.attempt), canonical_json(following.dump()))
         except ObjectExistsError:
@@ -83,10 +94,34 @@ def _newest(store: ObjectStore, keys: JobKeys, control: Control) -> RemoteAttemp
     return RemoteAttempt.load(json.loads(store.get(keys.attempt(control.newest))))
 
 
-def _resumable(store: ObjectStore, keys: JobKeys, control: Control) -> bool:
-    if control.has(control.newest, "stop.json"):
-        return False
-    if not control.has(control.newest, "ended.json"):
-        return True
-    end = JobStatus.load(json.loads(store.get(keys.of(control.newest, "ended.json"))))
-    return end.phase is JobPhase.LOST
+def _ended(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAttempt) -> JobStatus:
+    """Return how the attempt ended: as is written, as its result says, or lost; from then on it cannot change."""
+    key = keys.of(record.attempt, "ended.json")
+    try:
+        status = RemoteResult.load(json.loads(store.get(keys.result(record.attempt)))).status
+    except ObjectNotFoundError:
+        status = _lost(store, keys, control, record)
+    try:
+        store.create(key, canonical_json(status.dump()))
+    except ObjectExistsError:
+        return JobStatus.load(json.loads(store.get(key)))
+    return status
+
+
+def _lost(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAttempt) -> JobStatus:
+    beat = Beat(node=0)
+    last = control.newest_beat(record.attempt, 0)
+    if last:
+        with suppress(ObjectNotFoundError):  # replaced since the listing
+            beat = Beat.load(json.loads(store.get(keys.of(record.attempt, last))))
+    return JobStatus(
+        name=record.spec.name,
+        phase=JobPhase.LOST,
+        reason="machines were lost, and Ray gathered them anew",
+        attempt=record.attempt,
+        restarts=beat.restarts,
+        step=beat.step,
+        wall_seconds=beat.wall_seconds,
+        device_seconds=record.device_seconds + beat.wall_seconds * record.spec.num_ranks * record.spec.num_nodes,
+        log=f"{store.uri}/{keys.log}",
+    )

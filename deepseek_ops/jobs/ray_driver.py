@@ -10,6 +10,7 @@ On SIGTERM (``ray job stop``) it has every node told, and ends when they have. I
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from deepseek_ops.adapters.engines.ray.engine import JOB_VARIABLE, NEEDED_VARIABLE, SECRETS_VARIABLE
 from deepseek_ops.core.errors import InvalidRecordError
@@ -26,7 +28,13 @@ from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
 from deepseek_ops.jobs.ray_gang import Gang, GangView
 from deepseek_ops.jobs.ray_workers import NodeTask, run_node
 
+if TYPE_CHECKING:
+    from ray.train.v2.api.callback import RayTrainCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
 LOOK_SECONDS = 0.5
+DRAIN_LOOK_SECONDS = 2.0
+"""How often the driver asks the head which machines will be taken away."""
 RESIZE_SECONDS = 300.0
 """How often an elastic job that runs on fewer machines looks for more: to take them in costs a restart."""
 LEAVE_SECONDS = 5.0
@@ -34,12 +42,17 @@ LEAVE_SECONDS = 5.0
 TRAIN_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-"""How Ray Train runs here, unless the environment says otherwise: it notices a lost worker sooner, and does less."""
+"""How Ray Train runs here, unless the environment says otherwise: it notices a lost worker sooner, and does less.
+
+Its watcher for preemptions is a process of its own, with the imports of Ray Train, that asks the head every few
+seconds and tells the workers; the driver asks by itself. Who has to pay for a lost machine is decided as before: Ray
+marks the death of a worker on a machine that was taken away.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,13 +63,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # every thread: one waits for it
     try:
-        job = EngineJob.load(json.loads(os.environ[JOB_VARIABLE]))
+        job = read_job(os.environ[JOB_VARIABLE])
     except (KeyError, ValueError, InvalidRecordError) as error:
         print(f"{JOB_VARIABLE} holds no job: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_DO_NOT_RETRY
     for name, value in TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     return Driver(job, max_failures=options.max_failures).run()
+
+
+def read_job(text: str) -> EngineJob:
+    """Return the job that the variable holds. Raises ValueError, InvalidRecordError."""
+    return EngineJob.load(json.loads(text if text.lstrip().startswith("{") else base64.b64decode(text, validate=True)))
+
+
+def trainer_class() -> type[DataParallelTrainer]:
+    """Return Ray Train's trainer without the detached actor that removes placement groups after its controller.
+
+    That actor is one more process with the imports of Ray Train at every start. Here the controller does not outlive
+    the driver, and the placement groups of a job go with it.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class GatheringTrainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[RayTrainCallback]:
+            callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return GatheringTrainer
 
 
 class Driver:
@@ -79,7 +114,7 @@ class Driver:
     def run(self) -> int:
         """Return the exit status of the job."""
         threading.Thread(target=self._stop_on_signal, daemon=True).start()
-        printer = threading.Thread(target=self._print, daemon=True)
+        printer = threading.Thread(target=self._follow, daemon=True)
         printer.start()
         scratch = tempfile.mkdtemp(prefix="deepseek-ops-ray-")
         try:
@@ -100,7 +135,6 @@ class Driver:
     def _train(self, scratch: str) -> str:
         """Run the command on all nodes; return what made Ray Train give up, or ""."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         job = self._job
@@ -116,7 +150,7 @@ class Driver:
             "needed": [name for name in os.environ.get(NEEDED_VARIABLE, "").split(",") if name],
             "gang": self._gang,
         }
-        trainer = DataParallelTrainer(
+        trainer = trainer_class()(
             run_node,
             train_loop_config=dict(task),
             scaling_config=ScalingConfig(
@@ -147,9 +181,26 @@ class Driver:
                     print(f"[node {node}] {line}", flush=True)  # noqa: T201
         return view
 
-    def _print(self) -> None:
+    def _follow(self) -> None:
+        """Print what the nodes say, and have the training save what it has when one of them will be taken away."""
+        warned: set[str] = set()
+        asked = time.monotonic()
         while not self._ended.wait(LOOK_SECONDS):
-            self._look()
+            machines = set(self._look().machines)
+            if time.monotonic() - asked < DRAIN_LOOK_SECONDS:
+                continue
+            asked = time.monotonic()
+            draining = machines & self._draining()
+            if draining - warned:
+                print(f"machines will be taken away: {', '.join(sorted(draining))}", flush=True)  # noqa: T201
+                self._ray.get(self._gang.save.remote())
+                warned |= draining
+
+    def _draining(self) -> set[str]:
+        """Return the machines that the cluster is about to lose, as Ray's own watcher finds out."""
+        from ray._private.state import state
+
+        return set(state.get_draining_nodes())
 
     def _stop_on_signal(self) -> None:
         """On SIGTERM have the nodes told, wait until they have ended, and leave: Ray ends what is left of us."""

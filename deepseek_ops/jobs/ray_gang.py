@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
+Order = Literal["", "stop", "save"]
+"""What a node is to do: go on, end its command, or (the first node) have the training write a checkpoint."""
 SETTLE_SECONDS = 10.0
 """How long the other nodes may take to notice by themselves that one has failed, before they are told to end."""
 MAX_WAITING_CHARACTERS = 200_000
@@ -25,6 +28,8 @@ class GangView:
     """Nodes whose command runs."""
     failure: tuple[int, int] | None = None
     """Node and exit status of the first command that did not end with 0."""
+    machines: tuple[str, ...] = ()
+    """Ray's ids of the machines that the commands run on."""
     output: list[tuple[int, str]] = field(default_factory=list)
     """Node and text, in order, since the last look."""
 
@@ -34,7 +39,8 @@ class Gang:
 
     def __init__(self) -> None:
         self._view = GangView()
-        self._nodes: set[int] = set()
+        self._nodes: dict[int, str] = {}
+        self._saving = False
         self._failed_at = 0.0
         self._stopping = False
         self._waiting = 0
@@ -46,25 +52,28 @@ class Gang:
         self._nodes.clear()
         return self._view.instance
 
-    def enter(self, instance: int, node: int) -> bool:
-        """Say that a node's command is about to run; return whether it may."""
+    def enter(self, instance: int, node: int, machine: str) -> bool:
+        """Say that a node's command is about to run on a machine; return whether it may."""
         if self._stopping or instance != self._view.instance:
             return False
-        self._nodes.add(node)
+        self._nodes[node] = machine
         return True
 
-    def tell(self, instance: int, node: int, text: str) -> bool:
-        """Pass a node's output on; return whether its command has to end."""
+    def tell(self, instance: int, node: int, text: str) -> Order:
+        """Pass a node's output on; return what it is to do."""
         self._say(node, text)
-        failed = self._failed_at and time.monotonic() - self._failed_at > SETTLE_SECONDS
-        return self._stopping or instance != self._view.instance or bool(failed and self._view.failure)
+        waited = time.monotonic() - self._failed_at
+        if self._stopping or instance != self._view.instance or (self._view.failure and waited > SETTLE_SECONDS):
+            return "stop"
+        saving, self._saving = self._saving and node == 0, self._saving and node != 0
+        return "save" if saving else ""
 
     def leave(self, instance: int, node: int, text: str, status: int) -> None:
         """Say that a node's command has ended. The first that failed is what the job ended with."""
         self._say(node, text)
         if instance != self._view.instance:
             return
-        self._nodes.discard(node)
+        self._nodes.pop(node, None)
         if status and self._view.failure is None:
             self._view.failure = (node, status)
             self._failed_at = time.monotonic()
@@ -73,10 +82,16 @@ class Gang:
         """Have every command end, and let none begin."""
         self._stopping = True
 
+    def save(self) -> None:
+        """Have the first node ask the training for a checkpoint."""
+        self._saving = True
+
     def look(self) -> GangView:
         """Return what has happened since the last look."""
         view = self._view
-        seen = GangView(view.instance, len(self._nodes), view.failure, view.output)
+        seen = GangView(
+            view.instance, len(self._nodes), view.failure, tuple(sorted(set(self._nodes.values()))), view.output
+        )
         view.output, self._waiting = [], 0
         return seen
 

@@ -27,7 +27,7 @@ from deepseek_ops.core.errors import DeepSeekOpsError, PermanentError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
 from deepseek_ops.jobs.nodes import ADDRESS_VARIABLE, COUNT_VARIABLE, INSTANCE_VARIABLE, RANK_VARIABLE
 from deepseek_ops.jobs.ray_again import ask_for_checkpoint, attended_job, begin_again, with_attempt
-from deepseek_ops.jobs.ray_gang import Gang
+from deepseek_ops.jobs.ray_gang import Gang, Order
 
 HOST_VARIABLE = "DEEPSEEK_OPS_NODE_HOST"
 """Where the other nodes reach this one."""
@@ -86,7 +86,7 @@ def run_node(task: NodeTask) -> int:
         INSTANCE_VARIABLE: f"{job.id}.{place['instance']}",
     }
     command = job.command if place["attempt"] < 0 else with_attempt(job.command, place["attempt"])
-    return GuardedCommand(command, job.grace_seconds, environment).run(line, _preemption_watch(job, rank, environment))
+    return GuardedCommand(command, job.grace_seconds, environment).run(line, _saver(job, environment))
 
 
 def usable_nodes(available: int, wanted: int) -> int:
@@ -116,24 +116,15 @@ def _environment_or_problem(job: EngineJob, task: NodeTask) -> tuple[dict[str, s
         return {}, str(error)
 
 
-def _preemption_watch(job: EngineJob, rank: int, environment: Mapping[str, str]) -> Callable[[], None]:
-    """Return what looks whether a machine will be taken away, and then has the training save what it has.
-
-    Ray's own ``get_preemption_info`` is a barrier of all workers; this reads what it would pass round.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    told = get_train_context().preemption_context
+def _saver(job: EngineJob, environment: Mapping[str, str]) -> Callable[[], None]:
+    """Return what has the training save what it has: a machine will be taken away."""
     attended = attended_job(job.command)
-    asked = False
 
-    def look() -> None:
-        nonlocal asked
-        if rank == 0 and attended and not asked and told.preemption_info is not None:
-            asked = True
+    def save() -> None:
+        if attended:
             ask_for_checkpoint(store_from_environment(environment), attended)
 
-    return look
+    return save
 
 
 def node_environment(job: EngineJob, task: NodeTask, own: Mapping[str, str]) -> dict[str, str]:
@@ -166,18 +157,22 @@ class GangLine:
         return int(self._get(self._method(Gang.begin)()))
 
     def enter(self) -> bool:
-        return bool(self._get(self._method(Gang.enter)(self.instance, self._node)))
+        import ray
 
-    def tell(self, text: str) -> bool:
-        """Return whether the command has to end."""
+        machine = ray.get_runtime_context().get_node_id()
+        return bool(self._get(self._method(Gang.enter)(self.instance, self._node, machine)))
+
+    def tell(self, text: str) -> Order:
+        """Return what this node is to do."""
         import ray
 
         try:
-            return bool(self._get(self._method(Gang.tell)(self.instance, self._node, text), timeout=30))
+            order: Order = self._get(self._method(Gang.tell)(self.instance, self._node, text), timeout=30)
         except ray.exceptions.GetTimeoutError:
-            return False  # a busy head; what was said may come late
+            return ""  # a busy head; what was said may come late
         except ray.exceptions.RayActorError:
-            return True
+            return "stop"
+        return order
 
     def leave(self, text: str, status: int) -> None:
         self._get(self._method(Gang.leave)(self.instance, self._node, text, status))
@@ -198,13 +193,15 @@ class GuardedCommand:
         self._reader = threading.Thread(target=self._read, args=[self._guard.stdout], name="output", daemon=True)
         self._reader.start()
 
-    def run(self, line: GangLine, look: Callable[[], None]) -> int:
-        """Return the exit status, after telling the gang all that was printed. ``look`` is called now and then."""
+    def run(self, line: GangLine, save: Callable[[], None]) -> int:
+        """Return the exit status, after telling the gang all that was printed."""
         told = False
         while self._guard.poll() is None:
             time.sleep(TELL_SECONDS)
-            look()
-            if line.tell(self._take()) and not told:
+            order = line.tell(self._take())
+            if order == "save":
+                save()
+            elif order == "stop" and not told:
                 told = True
                 self._guard.terminate()
         self._reader.join(timeout=5)

@@ -9,6 +9,7 @@ when it starts; ``cancel`` cannot give it another.
 
 from __future__ import annotations
 
+import base64
 import math
 import shlex
 from collections.abc import Collection, Mapping
@@ -22,7 +23,7 @@ from deepseek_ops.core.jobs import EngineJob, EnginePhase, EngineState
 from deepseek_ops.core.records import canonical_json
 
 JOB_VARIABLE = "DEEPSEEK_OPS_RAY_JOB"
-"""Variable in which the driver finds the EngineJob as JSON."""
+"""Variable in which the driver finds the EngineJob, as JSON or as base64 of it: Ray expands ``$`` in values."""
 SECRETS_VARIABLE = "DEEPSEEK_OPS_RAY_SECRETS"
 """Variable in which the driver finds the sealed secrets, see ``sealing``."""
 NEEDED_VARIABLE = "DEEPSEEK_OPS_RAY_NEEDS"
@@ -116,7 +117,7 @@ class RayEngine:
 
     def _submission(self, job: EngineJob, secrets: dict[str, str]) -> dict[str, JsonValue]:
         variables: dict[str, JsonValue] = {
-            JOB_VARIABLE: canonical_json(job.dump()).decode(),
+            JOB_VARIABLE: base64.b64encode(canonical_json(job.dump())).decode(),
             "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.grace_seconds) + DRIVER_MARGIN_SECONDS),
         }
         sent = {name: value for name, value in secrets.items() if name not in self._provided}
