@@ -103,8 +103,7 @@ class SlurmEngine:
         printed = self._commands.slurm(
             "squeue", "--noheader", "--me", "--states=all", f"--Format={QUEUE_FORMAT}", *only
         )
-        prefix = f"{self._settings.namespace}."
-        return [job for job in queued(printed) if job.name.startswith(prefix) and name in ("", job.id)]
+        return [job for job in queued(printed) if job.name == self._name(job.id) and name in ("", job.id)]
 
     def _past(self, name: str) -> Sequence[SlurmJob]:
         """Return the jobs of an id that the queue has forgotten."""
