@@ -19,6 +19,7 @@ from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError
 from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.spot_notice import SpotWatch
 from deepseek_ops.jobs.training_actions import Actions, Ending
 from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
 from deepseek_ops.jobs.training_data import TOKENIZER, Inputs, fetch_inputs
@@ -59,7 +60,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
         # Rank 0 may have looked a moment before another run stored its result, so its answer is everybody's.
         if ranks.from_first(int(found is not None)) and (found := found or _known_result(context, plan)) is not None:
             return found.dump()
-        with Streams(context, plan.run_prefix) as streams:
+        with SpotWatch.of(context), Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, ranks, streams)
     finally:
         end_ranks()
