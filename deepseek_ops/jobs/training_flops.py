@@ -85,10 +85,7 @@ def _active_parameters(model: torch.nn.Module) -> float:
         routed = hasattr(module, "num_experts") and hasattr(module, "down_proj")
         for name, parameter in module.named_parameters(recurse=False):
             active += parameter.numel() * (share if routed and name in _HELD_BY_ROUTER else 1.0)
-    embedding = shape.get_input_embeddings().weight
-    output = shape.get_output_embeddings()
-    tied = output is not None and output.weight is embedding
-    return active - (0 if tied else embedding.numel())
+    return active - float(shape.get_input_embeddings().weight.numel())  # a tied one was counted as output too
 
 
 def _parameters(model: torch.nn.Module) -> tuple[int, int]:
