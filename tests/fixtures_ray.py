@@ -50,6 +50,10 @@ class RayCluster:
     def address(self) -> str:
         return f"http://127.0.0.1:{self._dashboard}"
 
+    @property
+    def head(self) -> Node:
+        return self._nodes[0]
+
     def api(self, *, token: str = TOKEN) -> RayJobsApi:
         return RayJobsApi(self.address, token=token)
 

@@ -86,7 +86,8 @@ def run_node(task: NodeTask) -> int:
         INSTANCE_VARIABLE: f"{job.id}.{place['instance']}",
     }
     command = job.command if place["attempt"] < 0 else with_attempt(job.command, place["attempt"])
-    return GuardedCommand(command, job.grace_seconds, environment).run(line, _saver(job, environment))
+    guarded = GuardedCommand(command, job.grace_seconds, environment)
+    return guarded.run(line, _saver(job, environment), job.timeout_seconds)
 
 
 def usable_nodes(available: int, wanted: int) -> int:
@@ -193,15 +194,15 @@ class GuardedCommand:
         self._reader = threading.Thread(target=self._read, args=[self._guard.stdout], name="output", daemon=True)
         self._reader.start()
 
-    def run(self, line: GangLine, save: Callable[[], None]) -> int:
+    def run(self, line: GangLine, save: Callable[[], None], timeout_seconds: float) -> int:
         """Return the exit status, after telling the gang all that was printed."""
-        told = False
+        told, deadline = False, time.monotonic() + timeout_seconds
         while self._guard.poll() is None:
             time.sleep(TELL_SECONDS)
             order = line.tell(self._take())
             if order == "save":
                 save()
-            elif order == "stop" and not told:
+            elif (order == "stop" or time.monotonic() > deadline) and not told:
                 told = True
                 self._guard.terminate()
         self._reader.join(timeout=5)

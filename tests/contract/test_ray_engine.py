@@ -174,7 +174,8 @@ def test_a_training_survives_a_rank_and_goes_on_with_one_machine_when_the_other_
     assert (restart["rank"], restart["restarts"]) == (1, 1)
     ray_lab.until(name, lambda: max(ray_lab.steps(name)) > 26)
 
-    ray_cluster.kill_node(ray_cluster.node_of(rank_of(name, node=1)))
+    machines = [ray_cluster.node_of(rank_of(name, node=node)) for node in (0, 1)]
+    ray_cluster.kill_node(next(machine for machine in machines if machine is not ray_cluster.head))
     result = Checkpoint.load(ray_lab.result(name))
     assert result.step == STEPS
     status = ray_lab.launcher.status(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import math
 import shlex
+import time
 from collections.abc import Collection, Mapping
 
 from pydantic import JsonValue
@@ -33,6 +34,8 @@ MARK = "deepseek-ops"
 DRIVER_MARGIN_SECONDS = 15
 """What the driver may take to tell the nodes and to hear from them, on top of the grace of the command."""
 TAIL_CHARACTERS = 16_000
+CANCEL_TRIES = 5
+CANCEL_PAUSE_SECONDS = 0.5
 _PHASES = {
     "PENDING": EnginePhase.PENDING,
     "RUNNING": EnginePhase.RUNNING,
@@ -92,10 +95,15 @@ class RayEngine:
         return self._state(found)
 
     def cancel(self, name: str, *, grace_seconds: float) -> None:  # noqa: ARG002  (Ray has the job's own, see above)
-        """Have the driver told to end, which tells every node. Settled and unknown jobs are left alone."""
-        known = self.state(name)
-        if known is not None and not known.settled:
-            self._api.stop(name)
+        """Have the driver told to end, which tells every node. Settled and unknown jobs are left alone.
+
+        A job whose supervisor is only being created has nobody to tell for a moment: then it is told again.
+        """
+        for _ in range(CANCEL_TRIES):
+            known = self.state(name)
+            if known is None or known.settled or self._api.stop(name):
+                return
+            time.sleep(CANCEL_PAUSE_SECONDS)
 
     def retire(self, name: str) -> None:
         """Delete what Ray keeps of a settled job; a running one stays."""
