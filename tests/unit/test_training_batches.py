@@ -83,3 +83,40 @@ def test_an_indivisible_batch_names_all_numbers_and_a_remedy():
 def test_no_samples_at_all_is_an_error():
     with pytest.raises(TooFewSamplesError, match="lower sequence_length"):
         BatchPlan(seed=0, num_samples=0, batch_size=4)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.25, 0.5, 0.9])
+def test_replay_mixes_in_its_share_exactly_and_evenly(share):
+    plan = BatchPlan(7, num_samples=50, batch_size=8, replay_samples=30, replay_share=share)
+    old = 0
+    for step in range(100):
+        batch = plan.global_batch(step)
+        old += sum(index >= 50 for index in batch)
+        assert abs(old - share * 8 * (step + 1)) < 1, "never more than a sample off"
+        assert all(0 <= index < 80 for index in batch)
+
+
+def test_replay_repeats_no_new_sample_within_an_epoch_and_every_world_sees_the_same():
+    plan = BatchPlan(7, num_samples=48, batch_size=8, replay_samples=30, replay_share=0.25)
+    assert plan.epoch_samples == 64
+    drawn = [index for step in range(8) for index in plan.global_batch(step)]
+    assert sorted(index for index in drawn if index < 48) == list(range(48))
+    replayed = [index for index in drawn if index >= 48]
+    assert len(set(replayed)) == len(replayed) == 16
+    for world in (2, 4):
+        cut = BatchPlan(7, 48, 8, world, 1, replay_samples=30, replay_share=0.25)
+        assert tuple(i for rank in range(world) for part in cut.micro_batches(3, rank) for i in part) == tuple(
+            plan.global_batch(3)
+        )
+
+
+def test_a_micro_batch_knows_the_global_batch_it_is_of():
+    plan = BatchPlan(7, num_samples=48, batch_size=8, world_size=2, micro_batch_size=2)
+    part = next(plan.micro_batches(5, 1))
+    assert part.whole == plan.global_batch(5)
+    assert part.parts == 4
+
+
+def test_replay_of_nothing_is_refused():
+    with pytest.raises(TooFewSamplesError, match="replayed train"):
+        BatchPlan(7, num_samples=48, batch_size=8, replay_share=0.25)
