@@ -124,6 +124,7 @@ class WatchCallback(TrainerCallback):
     def __init__(self, foreign: Foreign) -> None:
         self.foreign = foreign
         self.watch = foreign.watch
+        self._rate = 0.0
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """A step begins."""
@@ -133,6 +134,8 @@ class WatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **words: object
     ) -> None:
         """Gradients are there: without them the optimiser leaves the weights alone."""
+        groups = getattr(words.get("optimizer"), "param_groups", [])
+        self._rate = float(groups[0]["lr"]) if groups else 0.0  # the schedule moves on before the step has ended
         good = self.watch.agree(self.foreign.gradient)
         model = words.get("model")
         if not good and isinstance(model, torch.nn.Module):
@@ -143,10 +146,9 @@ class WatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **words: object
     ) -> TrainerControl:
         """A step has ended: do what rank 0 decided."""
-        groups = getattr(words.get("optimizer"), "param_groups", [])
-        rate = float(groups[0]["lr"]) if groups else 0.0
-        verdict = self.watch.end_step(self.foreign.before + state.global_step, rate)
+        verdict = self.watch.end_step(self.foreign.before + state.global_step, self._rate)
         if verdict.factor < 1.0:
+            groups = getattr(words.get("optimizer"), "param_groups", [])
             _lower(words.get("lr_scheduler"), groups, verdict.factor)
         control.should_save = control.should_save or verdict.save
         control.should_training_stop = control.should_training_stop or verdict.ends

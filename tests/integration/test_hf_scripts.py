@@ -67,6 +67,7 @@ def test_a_script_for_the_trainer_has_our_streams(lab, killed):  # noqa: F811
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert {"training_loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds", "expert_load_max",
             "loss_nan_ranks", "skipped_steps"} <= set(rows[8])  # fmt: skip
+    assert rows[0]["learning_rate"] == pytest.approx(0.01), "the rate that the step was made with"
     assert rows[5]["val_loss"] > rows[17]["val_loss"] > 0
     assert rows[19]["training_loss"] < rows[0]["training_loss"] - 0.5
     assert checkpoint.step == 20
