@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from deepseek_ops.core.config import PipelineFile
-from deepseek_ops.core.records import DatasetVersion, Hyperparameters, TrainingPlan
+from deepseek_ops.core.records import DatasetVersion, FileSet, Hyperparameters, LoraPlan, ReplayPlan, TrainingPlan
 from deepseek_ops.training import deepspeed_config, plan_training, plan_trial
 from deepseek_ops.training.deepspeed_config import LEAF_MODULES
 from deepseek_ops.training.errors import DeepSpeedConflictError, IndivisibleBatchError, UnsupportedTrainingError
+from deepseek_ops.training.schedule import peak_rate
 
 DATASET = DatasetVersion(name="corpus", version="1" * 64, tree="2" * 64, num_files=3, num_bytes=10)
 MODEL = {"model_type": "deepseek_v3", "max_position_embeddings": 512}
@@ -178,3 +179,71 @@ def test_keys_that_break_exact_resume_are_refused(key):
     with pytest.raises(UnsupportedTrainingError, match=f"training.deepspeed.{key}"):
         deepspeed_config(plan(deepspeed={key: {"enabled": True}}))
     deepspeed_config(plan(deepspeed={key: {"enabled": False}}))
+
+
+EXPERTS = {"model_type": "deepseek_v3", "max_position_embeddings": 512, "n_routed_experts": 8}
+
+
+def test_expert_parallelism_is_told_how_deepspeed_names_the_model():
+    keys = {"expert_parallel": {"enabled": True, "autoep_size": 2}}
+    section = deepspeed_config(plan(model=EXPERTS, deepspeed=keys))["expert_parallel"]
+    assert section == {"enabled": True, "autoep_size": 2, "preset_model": "deepseek_v3"}
+    off = {"expert_parallel": {"enabled": False}}
+    assert deepspeed_config(plan(deepspeed=off))["expert_parallel"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys", "message"),
+    [
+        ({}, {"autoep_size": 3}, "does not divide the 2 ranks"),
+        ({"model": {**EXPERTS, "n_routed_experts": 7}}, {}, "does not divide the 7 experts"),
+        ({"model": {**EXPERTS, "model_type": "qwen2"}}, {}, "use deepseek_v2 or deepseek_v3"),
+        ({"zero_stage": 3}, {}, "use stage 1 or 2"),
+        ({}, {"load_balance_coeff": 0.1}, "bias_update_rate"),
+        ({"method": "lora", "lora": LoraPlan()}, {}, "remove one of the two"),
+    ],
+    ids=["ranks", "experts", "family", "zero-3", "balance", "lora"],
+)
+def test_expert_parallelism_that_cannot_work_is_refused_with_its_reason(changes, keys, message):
+    section = {"expert_parallel": {"enabled": True, **keys}}
+    with pytest.raises(UnsupportedTrainingError, match=message):
+        deepspeed_config(plan(**{"model": EXPERTS, "deepspeed": section, **changes}))
+
+
+def test_another_preset_is_a_conflict():
+    keys = {"expert_parallel": {"enabled": True, "preset_model": "mixtral"}}
+    with pytest.raises(DeepSpeedConflictError, match="mixtral"):
+        deepspeed_config(plan(model=EXPERTS, deepspeed=keys))
+
+
+def test_adapters_are_planned_with_their_defaults():
+    made = planned(method="lora", lora={"rank": 4, "targets": ["q_b_proj"]})
+    assert made.lora == LoraPlan(rank=4, alpha=8, targets=("q_b_proj",))
+    assert planned().lora is None
+    with pytest.raises(UnsupportedTrainingError, match="use method lora"):
+        planned(lora={"rank": 4})
+
+
+def test_an_incremental_training_is_rewarmed_and_replays_what_the_base_was_trained_on():
+    base = FileSet(files=())
+    made = plan_training(pipeline(replay=0.2), dataset=DATASET, model=MODEL, base=base, base_datasets=[DATASET])
+    assert made.replay == ReplayPlan(datasets=(DATASET,), share=0.2)
+    assert made.rewarm == 0.5
+    assert peak_rate(made) == made.hyperparameters.learning_rate / 2
+    chosen = plan_training(pipeline(rewarm=0.25), dataset=DATASET, model=MODEL, base=base)
+    assert (chosen.rewarm, chosen.replay) == (0.25, None)
+    assert plan_training(pipeline(method="sft"), dataset=DATASET, model=MODEL, base=base).rewarm is None
+
+
+def test_without_a_base_nothing_is_replayed_and_with_an_unknown_one_it_is_refused():
+    fresh = planned(replay=0.2, rewarm=0.5)
+    assert (fresh.replay, fresh.rewarm, peak_rate(fresh)) == (None, None, fresh.hyperparameters.learning_rate)
+    with pytest.raises(UnsupportedTrainingError, match="which dataset version the base was trained on"):
+        plan_training(pipeline(replay=0.2), dataset=DATASET, model=MODEL, base=FileSet(files=()))
+
+
+def test_what_a_plan_does_not_say_does_not_change_its_fingerprint():
+    said = plan().dump()
+    assert not {"lora", "replay", "rewarm", "gradient_checkpointing"} & set(said)
+    assert TrainingPlan.load(said) == plan()
+    assert plan(gradient_checkpointing=True).fingerprint != plan().fingerprint
