@@ -63,7 +63,8 @@ class Restorer:
 
     def __init__(self, shelf: Shelf, stored: StoredCheckpoints, peers: Peers, machine: Machine) -> None:
         self._shelf, self._stored, self._peers, self._machine = shelf, stored, peers, machine
-        self._damaged: set[CheckpointName] = set()
+        self._damaged: set[tuple[CheckpointName, str]] = set()
+        """Names and sources that turned out to be wrong: the store may have a good copy of what the disk lost."""
         self.newest_life: Life | None = None
         """The newest life that anybody has heard of, known to rank 0 after ``find``."""
 
@@ -78,7 +79,8 @@ class Restorer:
                 return None
             if not any_rank(self._peers, not self._brought_here(offer, engine)):
                 break
-            self._damaged.add(offer.candidate.name)
+            self._damaged.add((offer.candidate.name, offer.source))
+            look_in_store = True
         shelved = self._shelf.get(offer.candidate.name)
         if shelved is None:
             raise ObjectNotFoundError(str(self._shelf.path(offer.candidate.name)))
@@ -116,7 +118,7 @@ class Restorer:
         usable = [
             Candidate(name, said["healthy"] is True, said["calm"] is True)
             for name, said in offers.items()
-            if name not in self._damaged
+            if (name, said["source"]) not in self._damaged
         ]
         best = choose(usable)
         if best is None:
