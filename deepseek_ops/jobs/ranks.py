@@ -5,7 +5,9 @@ in the process that forks, so a rank can inherit a lock that nobody will ever re
 failed with "Connection reset by peer" ten milliseconds before the agent saw the killed rank, so "try again" (75) and
 "do not" (78) cannot be told apart; (3) ends survivors with SIGTERM, which means "checkpoint and stop" here, and gives
 them 30 s for it while their collectives can only hang; (4) took 5.6 s from the kill to the new ranks, this group
-half a second. The environment variables are torchrun's, so code written for torchrun runs unchanged.
+half a second; (5) keeps one store over all restarts, in which new gloo ranks find the addresses of the dead ones, so
+that with torch 2.13 the first restarts fail (``benchmarks/rank_restart.py`` measures both). The environment variables
+are torchrun's, so code written for torchrun runs unchanged.
 
 All of this happens in the worker process below the supervisor. It has imported the heavy packages before it forks, so
 a restarted rank runs at once. It stays single-threaded, and its ranks die with it. Several nodes agree on when to start
