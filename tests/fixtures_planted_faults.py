@@ -1,7 +1,7 @@
 """Faults planted into real trainings: ``run`` is the train job with what goes wrong in long runs, at a chosen step.
 
-A job gets them through its payload, and this module through its environment (``planted``), so the trainer that runs is
-the one that is shipped::
+A job gets them through its payload, and this module through its environment (``submit_planted``), so the trainer that
+runs is the one that is shipped; only the publishing of the model is left out::
 
     {"faults": [{"kind": "nan", "step": 20, "steps": 1, "rank": 1}]}
 
@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.core.errors import StoreUnavailableError
 from deepseek_ops.core.ports import ObjectInfo, ObjectStore
+from deepseek_ops.core.records import FileSet
 from deepseek_ops.jobs import train, training_loop
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.training_actions import Actions, Ending
@@ -41,19 +43,83 @@ from deepseek_ops.jobs.training_loop import Loop
 
 if TYPE_CHECKING:
     import torch
+    from fixtures_trainer import Lab
 
+    from deepseek_ops.core.jobs import JobStatus
+    from deepseek_ops.core.records import TrainingPlan
     from deepseek_ops.jobs.training_checkpoint import Progress
 
 Fault = Mapping[str, JsonValue]
 
 
-def planted(faults: list[Fault]) -> dict[str, dict[str, JsonValue]]:
-    """Return the fields of a JobSpec that plant the faults: what goes into its payload and its environment."""
-    folder = str(Path(__file__).parent)
-    return {
-        "payload": {"faults": [dict(fault) for fault in faults]},
-        "environment": {"DEEPSEEK_OPS_JOB_KINDS": "train=fixtures_planted_faults:run", "PYTHONPATH": folder},
+@dataclass(frozen=True)
+class Planted:
+    """What a training with planted faults came to."""
+
+    status: JobStatus
+    events: Sequence[Mapping[str, JsonValue]]
+    log: str
+
+    def of(self, kind: str, **fields: object) -> list[Mapping[str, JsonValue]]:
+        """Return the events of a kind that have these fields."""
+        return [
+            event
+            for event in self.events
+            if event["kind"] == kind and all(event.get(name) == value for name, value in fields.items())
+        ]
+
+    @property
+    def rows(self) -> dict[int, Mapping[str, JsonValue]]:
+        """The metrics of each step, the last ones where a step ran more than once."""
+        return {int(str(event["step"])): event for event in self.of("metric")}
+
+    @property
+    def final_loss(self) -> float:
+        """Validation loss after the last step."""
+        rows = self.rows
+        return float(str(rows[max(rows)]["val_loss"]))
+
+    @property
+    def actions(self) -> list[tuple[object, object]]:
+        """(step, action) of what the guardian did, in order."""
+        return [(event["step"], event["action"]) for event in self.of("guardian", done=True)]
+
+    @property
+    def acted_together(self) -> bool:
+        """Whether every rank did the same in the same steps, in the same order."""
+        names = ("step", "to", "skipped", "lr_factor", "ended")
+        done: dict[object, list[list[JsonValue]]] = {}
+        for event in self.of("acted"):
+            done.setdefault(event["rank"], []).append([event[name] for name in names])
+        return len(done) > 1 and all(told == done[0] for told in done.values())
+
+
+def submit_planted(
+    lab: Lab,
+    name: str,
+    plan: TrainingPlan,
+    faults: list[Fault],
+    alerts: list[JsonValue] | None = None,
+    **fields: object,
+) -> str:
+    """Start a training with these faults and return its name."""
+    payload: dict[str, JsonValue] = {
+        "plan": plan.dump(),
+        "alerts": alerts or [],
+        "faults": [dict(one) for one in faults],
     }
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "DEEPSEEK_OPS_JOB_KINDS": "train=fixtures_planted_faults:run",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    return lab.submit("train", name, payload, num_ranks=plan.nproc_per_node, environment=environment, **fields)
+
+
+def outcome(lab: Lab, name: str) -> Planted:
+    """Return what the training has come to once it has ended."""
+    status = lab.settle(name)
+    return Planted(status, lab.launcher.events(name), lab.launcher.logs(name)[0])
 
 
 def run(context: JobContext) -> dict[str, JsonValue]:
@@ -86,6 +152,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
             return going, ending
 
     train.Loop, train.Actions = PlantedLoop, WitnessedActions  # type: ignore[misc]
+    train._publish = lambda context, loop, _tokenizer: train._checkpoint(context, loop, FileSet(files=()))
     set_rate = training_loop.set_learning_rate
     training_loop.set_learning_rate = lambda engine, value: set_rate(engine, value * faults.rate())
     return train.run(context)
@@ -109,8 +176,6 @@ class Faults:
             kind = fault["kind"]
             if kind == "collapse" and self._strikes(number, fault, step):
                 self._collapse()
-            if kind == "slow" and self._strikes(number, fault, step):
-                time.sleep(float(str(fault["seconds"])))
             if kind == "store_down" and self._strikes(number, fault, step):
                 self._down_until = time.monotonic() + float(str(fault["seconds"]))
             if kind == "hang" and self._strikes(number, fault, step) and self._first_time(number):
@@ -136,6 +201,8 @@ class Faults:
             kind = fault["kind"]
             if kind == "nan" and self._strikes(number, fault, step):
                 loss = loss * float("nan")
+            if kind == "slow" and self._strikes(number, fault, step):
+                time.sleep(float(str(fault["seconds"])))
             if kind == "explode" and self._strikes(number, fault, step):
                 loss = _with_gradient(loss, float(str(fault["factor"])))
             if kind == "bad_batch" and self._is_bad(fault, position):
