@@ -269,7 +269,7 @@ def run_ranks(work: Path, *scenarios: str) -> dict[str, dict[str, object]]:
         for rank in range(2)
     ]
     try:
-        codes = [process.wait(timeout=400) for process in ranks]
+        codes = [process.wait(timeout=800) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

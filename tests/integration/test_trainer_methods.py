@@ -14,7 +14,7 @@ from fixtures_trainer import MODEL, lab  # noqa: F401  (pytest fixture)
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.records import DatasetVersion, FileSet, LoraPlan, ReplayPlan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one fixture holds all of the ranks' trainings
 
 
 @pytest.mark.parametrize("model", ["qwen2", "llama", "v2"])
