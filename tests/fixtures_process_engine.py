@@ -53,6 +53,7 @@ class ProcessEngine:
         """Whether the next start succeeds and says that it has not."""
         self.before_start: Callable[[], None] | None = None
         """Called once, when the next start is asked for and has not happened."""
+        self.forgotten: list[Run] = []
         self.started: list[str] = []
         """Ids of the jobs that were really started, one entry each time."""
         self._secrets: dict[str, Mapping[str, str]] = {}
@@ -127,7 +128,8 @@ class ProcessEngine:
 
     def forget(self, name: str) -> Run:
         """Lose the record of a job, as an engine does that was started anew; its processes go on."""
-        return self.runs.pop(name)
+        self.forgotten.append(self.runs.pop(name))
+        return self.forgotten[-1]
 
     def retire(self, name: str) -> None:
         """Forget a settled job."""
@@ -146,7 +148,7 @@ class ProcessEngine:
 
     def close(self) -> None:
         """End every process."""
-        for run in self.runs.values():
+        for run in [*self.runs.values(), *self.forgotten]:
             for process in run.processes:
                 if process.poll() is None:
                     _kill_tree(process.pid)

@@ -23,6 +23,7 @@ def remote_launcher(root: Path, engine: ProcessEngine) -> RemoteLauncher:
     )
 
 
+@pytest.mark.slow  # a new interpreter for every job
 class TestRemoteLauncher(LauncherContract):
     """Every job on a machine of its own."""
 
