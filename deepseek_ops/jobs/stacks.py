@@ -85,9 +85,11 @@ def dump_stacks(processes: Mapping[int, tuple[int, StackSlot]]) -> dict[int, Sta
             os.kill(pid, STACK_SIGNAL)
     deadline = time.monotonic() + ANSWER_SECONDS
     for rank, (_, slot) in missing.items():
-        while not slot.read() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if text := slot.read():
+        text, before = slot.read(), None
+        while (not text or text != before) and time.monotonic() < deadline:  # it comes in many small writes
+            time.sleep(0.05)
+            text, before = slot.read(), text
+        if text:
             found[rank] = Stack("faulthandler", _own_frames(text), text)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def test_a_process_that_nobody_may_look_into_dumps_itself(monkeypatch: pytest.Mo
         os.write(writing, b"1")
         get_stuck("asleep")
     os.read(reading, 1)
+    time.sleep(0.5)  # from there into get_stuck
     try:
         found = stacks.dump_stacks({3: (child, slot)})[3]
         assert found.source == "faulthandler"
