@@ -88,7 +88,7 @@ def _attend(store: ObjectStore, keys: JobKeys, attempt: int, place: NodePlace, c
     signal.setitimer(signal.ITIMER_REAL, max(1.0, deadline - time.monotonic() + LATE_SECONDS))
     end = AttemptEnd(store, keys, record, place, mirror, deadline=deadline)
     status = status_of(files, keys.name)
-    if status is None or not status.settled:
+    if status is None or not status.settled or status.attempt != attempt:
         status = _lost(record, child.ending, time.time() - began)
     told = end.tell(files, status)
     _say(f"{told.phase}: {told.reason}" if told.reason else str(told.phase))

@@ -21,6 +21,8 @@ HOLD_SECONDS = 600.0
 """The same for a job without a lease: its result waits for a store that is away."""
 PEER_SILENCE_SECONDS = 60.0
 PEER_ABSENCE_SECONDS = 600.0
+LOOK_SECONDS = 5.0
+"""How long a last look at the store is waited for."""
 SETTLED_SECONDS = 10.0
 """How long the ranks of this node may go on when the job has ended elsewhere."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -53,6 +55,7 @@ class Watch:
             if arrived is not None and arrived.si_signo != signal.SIGCHLD and self._told_at is None:
                 self._told_at = time.monotonic()
                 self._mirror.poke()  # the engine may obey a person, who has said why in the store
+        self._look_again(time.monotonic())
         return self._superseded(time.monotonic(), at_end=True)
 
     def deadline(self) -> float:
@@ -61,6 +64,15 @@ class Watch:
         if not lease:
             return now + HOLD_SECONDS
         return max(now + FLUSH_SECONDS, self._mirror.renewed + lease + AFTER_LEASE_SECONDS - 5)
+
+    def _look_again(self, ended: float) -> None:
+        """Wait for a look at the store from after the end, if it answers: this machine may have stood still for long.
+
+        Then a newer attempt may run by now, may have ended our supervisor, and may even use the same folder.
+        """
+        self._mirror.poke()
+        while self._mirror.contact <= ended and not self._mirror.problem and time.monotonic() < ended + LOOK_SECONDS:
+            time.sleep(0.02)
 
     def _superseded(self, now: float, *, at_end: bool = False) -> str:
         control, attempt = self._mirror.control, self._record.attempt

@@ -95,7 +95,7 @@ class FolderMirror:
         self.control = Control()
         """What the store showed last."""
         self.contact = self._began
-        """When the store answered last, on the monotonic clock."""
+        """When the store was asked last for what it answered, on the monotonic clock."""
         self.renewed = self._began
         """When the lease was seen to be renewed last, on the monotonic clock."""
         self.problem = ""
@@ -152,8 +152,9 @@ class FolderMirror:
 
     def _turn(self, *, last: bool) -> bool:
         """Look once and send what is new; return whether nothing is left to send."""
+        asked = time.monotonic()
         self.control = read_control(self._store, self._keys)
-        self.contact = time.monotonic()
+        self.contact = asked
         self._fetch(self.control)
         # The log first: what an event tells can be looked up in the log that is there.
         sent = [upload.turn(self._pace, last=last) for upload in self._uploads]
