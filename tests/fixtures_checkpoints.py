@@ -115,6 +115,11 @@ class Trained:
         """Return the weight decay of each parameter group."""
         return [float(group["weight_decay"]) for group in self.engine.optimizer.param_groups]
 
+    def counted(self) -> list[float]:
+        """Return how many steps the optimiser believes to have made, for each tensor that it updates."""
+        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        return sorted({float(state["step"]) for state in inner.state.values() if "step" in state})
+
     def _step(self, step: int) -> float:
         import torch
 
@@ -227,6 +232,7 @@ def other_world(context: JobContext) -> dict[str, JsonValue]:
             "losses": trained.losses,
             "biases": biases,
             "decays_kept": decays == fresh.decays(),
+            "counted": trained.counted(),
             "left": sorted(path.name for path in (inner.work / "checkpoints").iterdir()),
             "said": [kind for kind, _ in trained.said],
         }

@@ -1,10 +1,11 @@
 """A checkpoint of one world size, loaded by another: DeepSpeed's universal layout, made by itself when it is needed.
 
 ZeRO cuts weights and optimiser by rank, so a checkpoint of two ranks is not one of three. DeepSpeed can take the cut
-pieces apart by parameter (``ds_to_universal``) and load those with any number of ranks. Three things it leaves to us,
-each of which silently changes the training: buffers are not restored (the experts' bias is one), under ZeRO-3 every
-parameter group gets the settings of the first (weight decay of biases and norms), and the switch that makes the engine
-load that layout stays on.
+pieces apart by parameter (``ds_to_universal``) and load those with any number of ranks. Four things it leaves to us,
+each of which silently changes the training (seen in 0.19.8): buffers are not restored (the experts' bias is one); under
+ZeRO-3 every parameter group gets the settings of the first (weight decay of biases and norms); there, too, all groups
+share one step counter, which Adam then advances once for each of them; and the switch that makes the engine load that
+layout stays on.
 """
 
 from __future__ import annotations
@@ -69,7 +70,16 @@ def load_universal(engine: DeepSpeedEngine, universal: Path) -> None:
         engine._config.load_universal_checkpoint = False
     for group, settings in zip(engine.optimizer.param_groups, groups, strict=True):
         group.update(settings)
+    _part_step_counters(engine.optimizer)
     load_buffers(engine.module, universal)
+
+
+def _part_step_counters(optimizer: object) -> None:
+    import torch
+
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():  # type: ignore[attr-defined]
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def load_buffers(module: torch.nn.Module, checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ from fixtures_trainer import lab  # noqa: F401  (pytest fixture)
 
 pytestmark = pytest.mark.slow
 
-CASES = [[0, "fp32"], [1, "fp32"], [2, "bf16"], [3, "fp32"], [3, "bf16"]]
+CASES = [[0, "fp32"], [1, "fp32"], [2, "bf16"], [3, "fp32"]]
 LABELS = [f"zero{stage}-{precision}" for stage, precision in CASES]
 
 
@@ -56,6 +56,8 @@ def test_other_numbers_of_ranks_go_on_where_the_checkpoint_was(resumed, label):
     assert any(two["biases"]), "biases that are all zero would prove nothing"
     assert one["decays_kept"]
     assert again["decays_kept"]
+    assert one["counted"] == [8.0], "steps that the optimiser corrects its moments for"
+    assert again["counted"] == [10.0]
     for part in (one, again):
         for step, loss in part["losses"].items():
             assert loss == pytest.approx(two["straight"][int(step) - 1], abs=tolerance), (label, step)
