@@ -142,13 +142,13 @@ def test_a_diverged_training_is_stopped_and_never_published(lab, dataset):  # no
     status = lab.settle(name)
     assert status.phase is JobPhase.STOPPED
     assert "value > 20 or is_nan() for 3 steps" in status.reason
-    (alert,) = lab.events(name, "alert")
+    (alert,) = [event for event in lab.events(name, "alert") if event["metric"] == "training_loss"]
     assert alert["action"] == "stop"
     assert alert["step"] == max(lab.rows(name)), "it stopped in the step in which the rule fired"
     assert lab.store.head(f"{plan.run_prefix}/result.json") is None
 
 
-@pytest.mark.parametrize(("stage", "metric"), [(2, "skipped"), (0, "loss_nan_ranks")])
+@pytest.mark.parametrize(("stage", "metric"), [(2, "skipped"), (0, "poisoned")])
 def test_a_poisoned_training_ends_without_any_rule_of_its_own(lab, dataset, stage, metric):  # noqa: F811
     """ZeRO skips steps whose gradients are not finite, for ever; plain data parallelism trains on, for nothing."""
     hyper = {"learning_rate": 1e6, "max_steps": 200, "warmup_ratio": 0}
@@ -157,11 +157,13 @@ def test_a_poisoned_training_ends_without_any_rule_of_its_own(lab, dataset, stag
     )
     status = lab.settle(name)
     assert status.phase is JobPhase.STOPPED
-    assert f"{metric}: value > 0 for 3 steps" in status.reason
+    assert f"{metric}: value > 0" in status.reason
     assert status.restarts == 0
-    poisoned = {step for step, row in lab.rows(name).items() if row["skipped"] or row["loss_nan_ranks"]}
-    assert len(poisoned) >= 3
-    assert not poisoned & {event["step"] for event in lab.events(name, "checkpoint")}
+    assert [event["action"] for event in lab.events(name, "guardian")][-1] == "stop_training"
+    rows = lab.events(name, "metric")
+    assert any(row[metric] for row in rows)
+    unharmed = {row["step"] for row in rows if not row["skipped"] and not row["poisoned"]}
+    assert {event["step"] for event in lab.events(name, "checkpoint")} <= unharmed
 
 
 def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811
