@@ -135,16 +135,14 @@ class RayCluster:
             )
         )
         command = [
+            *(sys.executable, "-m", "deepseek_ops.jobs.ray_guard", "20", "--"),  # ends the cluster with the tests
             *(str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"),
             *(f"--num-cpus={self._cpus}", "--num-gpus=0", "--object-store-memory=80000000"),
             *ports,
             *options,
         ]
-        log = (self.folder / f"start-{next(self._started)}.log").open("wb")
-        node = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
-        )
-        log.close()
+        with (self.folder / f"start-{next(self._started)}.log").open("wb") as log:
+            node = Node(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=_environment())
         self._nodes.append(node)
         return node
 

@@ -1,7 +1,7 @@
 """Which of a job's machines this process is on: read from the variables that each engine sets on them.
 
 ==============  ====================================================================================================
-explicit        ``DEEPSEEK_OPS_NODE_RANK``, ``..._COUNT``, ``..._ADDRESS``, ``..._INSTANCE``; they go before the rest
+explicit        ``DEEPSEEK_OPS_NODE_RANK``, ``_COUNT``, ``_ADDRESS``, ``_INSTANCE``, ``_HOST``; they go before the rest
 Slurm           ``SLURM_NODEID``, ``SLURM_NNODES``, ``SLURM_JOB_NODELIST``; job id and requeue count name the instance
 Kubernetes      ``PET_NODE_RANK``, ``PET_NNODES``, ``PET_MASTER_ADDR`` (TrainJob); ``JOB_COMPLETION_INDEX`` (JobSet)
 SageMaker       ``SM_HOSTS``, ``SM_CURRENT_HOST``; without the toolkit ``/opt/ml/input/config/resourceconfig.json``
@@ -22,6 +22,7 @@ RANK_VARIABLE = "DEEPSEEK_OPS_NODE_RANK"
 COUNT_VARIABLE = "DEEPSEEK_OPS_NODE_COUNT"
 ADDRESS_VARIABLE = "DEEPSEEK_OPS_NODE_ADDRESS"
 INSTANCE_VARIABLE = "DEEPSEEK_OPS_NODE_INSTANCE"
+HOST_VARIABLE = "DEEPSEEK_OPS_NODE_HOST"
 SAGEMAKER_RESOURCES = Path("/opt/ml/input/config/resourceconfig.json")
 
 
@@ -84,6 +85,7 @@ def _explicit(environment: Mapping[str, str]) -> NodePlace | None:
         count=_number(environment, COUNT_VARIABLE, default=1),
         address=environment.get(ADDRESS_VARIABLE, "127.0.0.1"),
         instance=environment.get(INSTANCE_VARIABLE, ""),
+        host=environment.get(HOST_VARIABLE, ""),
     )
 
 

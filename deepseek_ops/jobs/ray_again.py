@@ -45,11 +45,12 @@ def with_attempt(command: Sequence[str], attempt: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-def begin_again(store: ObjectStore, job: str, engine_id: str) -> int:
-    """Return the number of a new attempt for the machines of ``engine_id``; 0 when the job does not need them.
+def begin_again(store: ObjectStore, job: str, engine_id: str, num_nodes: int) -> int:
+    """Return the number of a new attempt on ``num_nodes`` machines of ``engine_id``; 0 when the job needs none.
 
-    It does not when it has ended, when somebody wants it to stop, or when another engine's job has it by now. The old
-    attempt's end is written first, as a launcher does it: what its last processes still return counts for nothing.
+    It does not when it has ended, when somebody wants it to stop, or when another engine's job has it by now. The new
+    attempt is there before the old one's end is, so that nobody who looks at the job sees it lost in between; what the
+    old one's last processes still say is said of an attempt that nobody asks about any more.
     Called twice, it makes two attempts; the machines run the one they are told, and nobody the other.
     """
     keys = JobKeys(job)
@@ -58,18 +59,18 @@ def begin_again(store: ObjectStore, job: str, engine_id: str) -> int:
         newest = _newest(store, keys, control)
         if newest is None or newest.engine_id != engine_id or control.has(newest.attempt, "stop.json"):
             return 0
-        end = _ended(store, keys, control, newest)
+        end = _end(store, keys, control, newest)
         if end.phase is not JobPhase.LOST:
+            _keep(store, keys.of(newest.attempt, "ended.json"), canonical_json(end.dump()))
             return 0
-        following = newest.evolve(attempt=newest.attempt + 1, device_seconds=end.device_seconds)
-        try:
-            store.create(keys.attempt(following.attempt), canonical_json(following.dump()))
-        except ObjectExistsError:
-            continue
-        with suppress(ObjectNotFoundError, ObjectExistsError):
-            started = store.get(keys.of(newest.attempt, "engine.json"))  # the engine has accepted this one, too
-            store.create(keys.of(following.attempt, "engine.json"), started)
-        return following.attempt
+        spec = newest.spec.evolve(num_nodes=num_nodes)
+        following = newest.evolve(attempt=newest.attempt + 1, spec=spec, device_seconds=end.device_seconds)
+        if _keep(store, keys.attempt(following.attempt), canonical_json(following.dump())):
+            _keep(store, keys.of(newest.attempt, "ended.json"), canonical_json(end.dump()))
+            with suppress(ObjectNotFoundError):  # the engine has accepted this one, too
+                started = store.get(keys.of(newest.attempt, "engine.json"))
+                _keep(store, keys.of(following.attempt, "engine.json"), started)
+            return following.attempt
     return 0
 
 
@@ -94,18 +95,22 @@ def _newest(store: ObjectStore, keys: JobKeys, control: Control) -> RemoteAttemp
     return RemoteAttempt.load(json.loads(store.get(keys.attempt(control.newest))))
 
 
-def _ended(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAttempt) -> JobStatus:
-    """Return how the attempt ended: as is written, as its result says, or lost; from then on it cannot change."""
-    key = keys.of(record.attempt, "ended.json")
+def _end(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAttempt) -> JobStatus:
+    """Return how the attempt ended: as is written, as its result says, or lost."""
+    with suppress(ObjectNotFoundError):
+        return RemoteResult.load(json.loads(store.get(keys.result(record.attempt)))).status
+    if control.has(record.attempt, "ended.json"):
+        return JobStatus.load(json.loads(store.get(keys.of(record.attempt, "ended.json"))))
+    return _lost(store, keys, control, record)
+
+
+def _keep(store: ObjectStore, key: str, data: bytes) -> bool:
+    """Store ``data``; return False when something is stored there already."""
     try:
-        status = RemoteResult.load(json.loads(store.get(keys.result(record.attempt)))).status
-    except ObjectNotFoundError:
-        status = _lost(store, keys, control, record)
-    try:
-        store.create(key, canonical_json(status.dump()))
+        store.create(key, data)
     except ObjectExistsError:
-        return JobStatus.load(json.loads(store.get(key)))
-    return status
+        return False
+    return True
 
 
 def _lost(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAttempt) -> JobStatus:

@@ -20,17 +20,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from deepseek_ops.adapters.engines.ray.engine import JOB_VARIABLE, NEEDED_VARIABLE, SECRETS_VARIABLE
 from deepseek_ops.core.errors import InvalidRecordError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
 from deepseek_ops.jobs.ray_gang import Gang, GangView
 from deepseek_ops.jobs.ray_workers import NodeTask, run_node
-
-if TYPE_CHECKING:
-    from ray.train.v2.api.callback import RayTrainCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 LOOK_SECONDS = 0.5
 DRAIN_LOOK_SECONDS = 2.0
@@ -42,12 +37,15 @@ LEAVE_SECONDS = 5.0
 TRAIN_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """How Ray Train runs here, unless the environment says otherwise: it notices a lost worker sooner, and does less.
+
+Machines that are not there within the start timeout are counted again: one that is lost still counts for some seconds.
 
 Its watcher for preemptions is a process of its own, with the imports of Ray Train, that asks the head every few
 seconds and tells the workers; the driver asks by itself. Who has to pay for a lost machine is decided as before: Ray
@@ -75,23 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_job(text: str) -> EngineJob:
     """Return the job that the variable holds. Raises ValueError, InvalidRecordError."""
     return EngineJob.load(json.loads(text if text.lstrip().startswith("{") else base64.b64decode(text, validate=True)))
-
-
-def trainer_class() -> type[DataParallelTrainer]:
-    """Return Ray Train's trainer without the detached actor that removes placement groups after its controller.
-
-    That actor is one more process with the imports of Ray Train at every start. Here the controller does not outlive
-    the driver, and the placement groups of a job go with it.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    class GatheringTrainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[RayTrainCallback]:
-            callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
-            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-    return GatheringTrainer
 
 
 class Driver:
@@ -137,6 +118,8 @@ class Driver:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
+        from deepseek_ops.jobs.ray_trainer import MachinesTrainer
+
         job = self._job
         least = job.min_nodes or job.num_nodes
         resources: dict[str, float] = {"CPU": job.cpus_per_node}
@@ -150,7 +133,7 @@ class Driver:
             "needed": [name for name in os.environ.get(NEEDED_VARIABLE, "").split(",") if name],
             "gang": self._gang,
         }
-        trainer = trainer_class()(
+        trainer = MachinesTrainer(
             run_node,
             train_loop_config=dict(task),
             scaling_config=ScalingConfig(

@@ -25,12 +25,10 @@ from deepseek_ops.adapters.engines.ray.sealing import KEY_VARIABLE, unseal
 from deepseek_ops.adapters.stores import store_from_environment
 from deepseek_ops.core.errors import DeepSeekOpsError, PermanentError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
-from deepseek_ops.jobs.nodes import ADDRESS_VARIABLE, COUNT_VARIABLE, INSTANCE_VARIABLE, RANK_VARIABLE
+from deepseek_ops.jobs.nodes import ADDRESS_VARIABLE, COUNT_VARIABLE, HOST_VARIABLE, INSTANCE_VARIABLE, RANK_VARIABLE
 from deepseek_ops.jobs.ray_again import ask_for_checkpoint, attended_job, begin_again, with_attempt
 from deepseek_ops.jobs.ray_gang import Gang, Order
 
-HOST_VARIABLE = "DEEPSEEK_OPS_NODE_HOST"
-"""Where the other nodes reach this one."""
 TELL_SECONDS = 0.5
 MAX_TOLD_CHARACTERS = 16_000
 GUARD = "deepseek_ops.jobs.ray_guard"
@@ -70,7 +68,7 @@ def run_node(task: NodeTask) -> int:
     rank, count = context.get_world_rank(), usable_nodes(context.get_world_size(), job.num_nodes)
     line = GangLine(task["gang"], rank)
     environment, problem = _environment_or_problem(job, task)
-    place = broadcast_from_rank_zero(_gathered(job, line, environment) if rank == 0 else None)
+    place = broadcast_from_rank_zero(_gathered(job, count, line, environment) if rank == 0 else None)
     line.instance = place["instance"]
     if rank >= count or not line.enter():
         return 0
@@ -96,17 +94,20 @@ def usable_nodes(available: int, wanted: int) -> int:
     A batch that divides over the wanted machines then divides over these, with more accumulation; one that divides
     over 4 need not over 3. What is left over waits as a spare.
     """
-    return next(count for count in range(min(available, wanted), 0, -1) if wanted % count == 0)
+    return next((count for count in range(min(available, wanted), 0, -1) if wanted % count == 0), 0)
 
 
-def _gathered(job: EngineJob, line: GangLine, environment: Mapping[str, str]) -> Place:
-    """Return what the first node decides for all: a gathering after the first needs another attempt in the store."""
+def _gathered(job: EngineJob, count: int, line: GangLine, environment: Mapping[str, str]) -> Place:
+    """Return what the first node decides for all.
+
+    A gathering after the first, or of fewer machines than the attempt was made for, needs another attempt.
+    """
     import ray
 
     instance, attempt = line.begin(), -1
     attended = attended_job(job.command)
-    if instance > 1 and attended:
-        attempt = begin_again(store_from_environment(environment), attended, job.id)
+    if attended and (instance > 1 or count != job.num_nodes):
+        attempt = begin_again(store_from_environment(environment), attended, job.id, count)
     return {"instance": instance, "address": ray.util.get_node_ip_address(), "attempt": attempt}
 
 

@@ -138,10 +138,18 @@ def test_output_that_nobody_prints_is_left_out_beyond_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("available", "wanted", "used"), [(4, 4, 4), (3, 4, 2), (1, 4, 1), (5, 6, 3), (8, 4, 4), (2, 3, 1)]
+    ("available", "wanted", "used"), [(4, 4, 4), (3, 4, 2), (1, 4, 1), (5, 6, 3), (8, 4, 4), (2, 3, 1), (0, 2, 0)]
 )
 def test_of_fewer_machines_as_many_are_used_as_divide_the_batch(available: int, wanted: int, used: int) -> None:
     assert usable_nodes(available, wanted) == used
+
+
+def test_a_machine_with_room_for_two_nodes_counts_once() -> None:
+    from deepseek_ops.jobs.ray_trainer import machines_with  # imports Ray Train
+
+    machines = [{"CPU": 4.0}, {"CPU": 1.0}, {"GPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert machines_with({"CPU": 2.0}, machines) == 2
+    assert machines_with({"CPU": 1.0, "GPU": 1.0}, machines) == 1
 
 
 def test_the_driver_reads_a_job_as_json_and_as_base64() -> None:
@@ -174,13 +182,14 @@ def store(tmp_path: Path, keys: JobKeys) -> LocalStore:
 
 
 def test_machines_that_are_gathered_anew_get_a_new_attempt_and_the_old_one_is_over(store, keys) -> None:
-    assert begin_again(store, "train", "train-1-x") == 2
+    assert begin_again(store, "train", "train-1-x", 1) == 2
     record = RemoteAttempt.load(json.loads(store.get(keys.attempt(2))))
     assert (record.engine_id, record.life, record.device_seconds) == ("train-1-x", "l", 10 + 25 * 4)
+    assert record.spec.num_nodes == 1
     end = JobStatus.load(json.loads(store.get(keys.of(1, "ended.json"))))
     assert (end.phase, end.step, end.attempt) == (JobPhase.LOST, 7, 1)
     assert store.get(keys.of(2, "engine.json")) == b'{"engine": 1}'
-    assert begin_again(store, "train", "train-1-x") == 3
+    assert begin_again(store, "train", "train-1-x", 1) == 3
     assert read_control(store, keys).attempts == (1, 2, 3)
 
 
@@ -197,20 +206,20 @@ def test_machines_that_the_job_does_not_need_get_none(store: LocalStore, keys: J
     else:
         store.create(keys.result(1), canonical_json(RemoteResult(status=done, result={"loss": 1}).dump()))
     newest = read_control(store, keys).newest
-    assert begin_again(store, "train", "train-1-x") == 0
+    assert begin_again(store, "train", "train-1-x", 1) == 0
     assert read_control(store, keys).newest == newest
     if what == "a result":
         assert read_control(store, keys).has(1, "ended.json"), "the result is promoted to the attempt's end"
 
 
 def test_a_job_that_was_retired_gets_no_attempt(tmp_path: Path) -> None:
-    assert begin_again(LocalStore(tmp_path), "train", "train-1-x") == 0
+    assert begin_again(LocalStore(tmp_path), "train", "train-1-x", 1) == 0
     assert ask_for_checkpoint(LocalStore(tmp_path), "train") == 0
 
 
 def test_a_checkpoint_is_asked_of_the_newest_attempt_in_the_order_of_all_requests(store, keys) -> None:
     assert ask_for_checkpoint(store, "train") == 1
-    begin_again(store, "train", "train-1-x")
+    begin_again(store, "train", "train-1-x", 1)
     assert ask_for_checkpoint(store, "train") == 2
     assert json.loads(store.get(keys.of(2, "requests/000002.json")))["verb"] == "checkpoint"
 
