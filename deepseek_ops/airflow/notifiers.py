@@ -1,9 +1,9 @@
 """Failure alerts: what is sent, to whom, over Airflow's own notifiers.
 
 Recipients and transport come from the ``[deepseek_ops]`` section of Airflow's configuration, so no DAG changes when
-the team does: ``alert_emails`` (comma separated), ``alert_smtp_conn_id`` (default ``smtp_default``) and
-``alert_from``. Without recipients the alert is one line in the task's log. A notifier never fails the task's state:
-what cannot be sent is logged.
+the team does: ``alert_emails`` (comma separated), ``alert_smtp_conn_id`` (default ``smtp_default``), ``alert_from``,
+and ``page_conn_id``, the connection that pages of a training's guardian go to. Without recipients the alert is one line
+in the task's log. A notifier never fails the task's state: what cannot be sent is logged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FailureAlert(BaseNotifier):
     def notify(self, context: Any) -> None:
         message = failure_message(context)
         self.log.error("%s", message["subject"])
-        recipients = [item.strip() for item in _setting("alert_emails").split(",") if item.strip()]
+        recipients = [item.strip() for item in notifier_setting("alert_emails").split(",") if item.strip()]
         if not recipients:
             return
         try:
@@ -30,10 +30,10 @@ class FailureAlert(BaseNotifier):
 
             SmtpNotifier(
                 to=recipients,
-                from_email=_setting("alert_from") or None,
+                from_email=notifier_setting("alert_from") or None,
                 subject=message["subject"],
                 html_content=message["html"],
-                smtp_conn_id=_setting("alert_smtp_conn_id") or "smtp_default",
+                smtp_conn_id=notifier_setting("alert_smtp_conn_id") or "smtp_default",
             ).notify(context)
         except Exception as error:  # noqa: BLE001  (an alert that cannot be sent must not hide the failure it is about)
             self.log.warning("the failure alert was not sent: %s", error)
@@ -57,7 +57,8 @@ def failure_message(context: Any) -> dict[str, str]:
     return {"subject": f"[deepseek-ops] {where} failed: {one_line[:160]}", "html": f"<table>{body}</table>"}
 
 
-def _setting(name: str) -> str:
+def notifier_setting(name: str) -> str:
+    """Return a setting of our section of Airflow's configuration; empty where there is none."""
     return str(conf.get(SECTION, name, fallback="") or "")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from deepseek_ops.core.errors import PermanentError, TransientError
+from deepseek_ops.core.errors import JobPreemptedError, PermanentError, TransientError
 
 
 def _policy() -> Any:
@@ -23,6 +24,7 @@ def _policy() -> Any:
     return ExceptionRetryPolicy(
         rules=[
             RetryRule(exception=PermanentError, action=RetryAction.FAIL),
+            RetryRule(exception=JobPreemptedError, action=RetryAction.RETRY, retry_delay=timedelta(seconds=1)),
             RetryRule(exception=TransientError, action=RetryAction.RETRY),
         ]
     )

@@ -219,6 +219,11 @@ class JobLostError(TransientError):
 
 
 @dataclass(eq=False)
+class JobPreemptedError(JobLostError):
+    """The engine took the job's machines away: nothing is wrong with it, and it goes on as soon as there are others."""
+
+
+@dataclass(eq=False)
 class JobStoppedError(PermanentError):
     """Somebody, or a rule, stopped the job on purpose."""
 

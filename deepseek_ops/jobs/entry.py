@@ -222,7 +222,9 @@ def _failure(error: BaseException, spec: JobSpec) -> Outcome:
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return True
+    return "DefaultCPUAllocator: " in str(error)
 
 
 def _is_peer_loss(error: BaseException) -> bool:

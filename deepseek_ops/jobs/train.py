@@ -37,6 +37,7 @@ from deepseek_ops.jobs.training_verify import FreshProcess
 from deepseek_ops.training.deepspeed_config import deepspeed_config
 from deepseek_ops.training.guardian import Guardian
 from deepseek_ops.training.guardian_defaults import default_alerts
+from deepseek_ops.training.micro_batch import PAYLOAD_KEY, in_smaller_bites
 from deepseek_ops.training.positions import count_of, position_of
 from deepseek_ops.training.schedule import total_steps
 
@@ -112,10 +113,12 @@ def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Inputs:
 def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Streams, paths: Inputs) -> Loop:
     hyper = plan.hyperparameters
     samples = open_samples(plan, paths)
-    batches = samples.batches(plan, ranks.world_size)
+    divisor = context.payload.get(PAYLOAD_KEY, 1)
+    sized = in_smaller_bites(plan, ranks.world_size, divisor if isinstance(divisor, int) else 1)
+    batches = samples.batches(sized, ranks.world_size)
     model = build_model(plan, paths.base).to(ranks.device)
     engine = start_engine(
-        model, deepspeed_config(plan, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
+        model, deepspeed_config(sized, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
     )
     balance = ExpertBalance(engine.module, 0.0 if plan.lora is not None else hyper.bias_update_rate)
     actions = Actions(

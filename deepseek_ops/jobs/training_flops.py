@@ -8,37 +8,15 @@ recomputed activations are no useful work. A mixture of experts is active with i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from deepseek_ops.training.devices import device_named
 
 if TYPE_CHECKING:
     import torch
 
 PEAK_VARIABLE = "DEEPSEEK_OPS_PEAK_TFLOPS"
 """Dense peak of one device in TFLOP/s for the run's precision, where the table has none, or for a CPU."""
-PEAK_DATE = "2026-11"
-PEAK_TFLOPS: Mapping[str, tuple[float, float]] = {
-    "GB200": (2500, 80),
-    "B200": (2250, 80),
-    "H200": (989, 67),
-    "GH200": (989, 67),
-    "H100 NVL": (835, 60),
-    "H100 PCIe": (756, 51),
-    "H100": (989, 67),
-    "H800": (989, 67),
-    "H20": (148, 44),
-    "A100": (312, 19.5),
-    "A800": (312, 19.5),
-    "L40S": (362, 91.6),
-    "A10G": (70, 31.5),
-    "A10": (125, 31.2),
-    "L4": (121, 30.3),
-    "MI300X": (1307, 163.4),
-}
-"""Part of a device's name -> dense peak in TFLOP/s for (bf16, fp32), from the vendors' data sheets as of PEAK_DATE.
-
-The first name found in the device's own counts, so longer names stand before shorter ones.
-"""
 _HELD_BY_ROUTER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -67,9 +45,8 @@ def peak_flops(device: str, precision: str) -> float | None:
         return None
     import torch
 
-    name = torch.cuda.get_device_name(device)
-    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
-    return None if found is None else found[precision != "bf16"] * 1e12
+    found = device_named(torch.cuda.get_device_name(device))
+    return None if found is None else found.peak_tflops(precision) * 1e12
 
 
 def _active_parameters(model: torch.nn.Module) -> float:

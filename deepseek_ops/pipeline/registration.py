@@ -47,7 +47,8 @@ def resolve_base(config: PipelineFile, stores: Stores, facts: Facts) -> Base | N
     else:
         registry, found = find_version(stores, facts, name=reference.name, version=reference.selector)
         bundle = registry.read_bundle(found.version, digest=found.bundle)
-    return Base(bundle=bundle.model_version().bundle, model=bundle.checkpoint.model)
+    made = bundle.model_version()
+    return Base(bundle=made.bundle, model=bundle.checkpoint.model, dataset=made.manifest.dataset)
 
 
 def register_run(

@@ -37,6 +37,7 @@ class RunPlan(Record):
     code: Digest = Field(description="Blob of the FileSet of the commit's files.")
     lock: str = Field(default="", description="Path of the lock file in the commit; empty when it has none.")
     base: FileSet | None = Field(default=None, description="Weights to go on from; ``manifest.base`` is their bundle.")
+    base_dataset: str = Field(default="", description="Dataset version that the base was trained on: what is replayed.")
     budget_usd: float | None = Field(default=None, gt=0)
     dry_run: bool = False
     nonce: str = Field(default="", description="Set when an equal training is to be done again.")
@@ -59,14 +60,14 @@ class MissingPipelineFileError(PermanentError):
 
 @dataclass(eq=False)
 class UnsupportedEngineError(PermanentError):
-    """The pipeline file asks for an engine or a size that this release cannot run."""
+    """The pipeline file asks for several machines of an engine that has one."""
 
-    key: str
-    value: object
+    nodes: int
 
     def __str__(self) -> str:
         return (
-            f"{PIPELINE_FILE}: {self.key}={self.value!r} cannot be run by this release; it runs engine local, 1 node."
+            f"{PIPELINE_FILE}: training.nodes={self.nodes} needs an engine with more than one machine; set "
+            "training.engine to ray, slurm, kubernetes or sagemaker, or training.nodes to 1."
         )
 
 
@@ -76,6 +77,8 @@ class Base:
 
     bundle: Digest
     model: FileSet
+    dataset: str = ""
+    """Version id of what it was trained on."""
 
 
 ResolveBase = Callable[[PipelineFile], Base | None]
@@ -103,12 +106,8 @@ def plan_run(
     except RefNotFoundError as error:
         raise MissingPipelineFileError(ref.repository, ref.commit) from error
     config = _load(text, ref, overrides)
-    for key, value, supported in (
-        ("training.engine", config.training.engine, "local"),
-        ("training.nodes", config.training.nodes, 1),
-    ):
-        if value != supported:
-            raise UnsupportedEngineError(key, value)
+    if config.training.engine == "local" and config.training.nodes > 1:
+        raise UnsupportedEngineError(config.training.nodes)
     lock = committed_lock(git, ref.commit, config)
     about = git.describe(ref.commit)
     with tempfile.TemporaryDirectory(prefix="deepseek-ops-code-") as folder:
@@ -135,6 +134,7 @@ def plan_run(
         code=blobs.put(json.dumps(code.dump()).encode()),
         lock=lock.file if lock else "",
         base=base.model if base else None,
+        base_dataset=base.dataset if base else "",
         budget_usd=budget_usd if budget_usd is not None else _usd(config),
         dry_run=dry_run,
         nonce=nonce,

@@ -12,8 +12,9 @@ from deepseek_ops.core.config import PipelineFile
 from deepseek_ops.core.errors import ConfigError, PermanentError
 from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.core.ports import Blobs
-from deepseek_ops.core.records import DatasetVersion, FileSet, TrainingPlan
+from deepseek_ops.core.records import DatasetVersion, TrainingPlan
 from deepseek_ops.cost import load_prices
+from deepseek_ops.data import DatasetRepository
 from deepseek_ops.pipeline.once import job_name
 from deepseek_ops.pipeline.runs import RunPlan, code_of
 from deepseek_ops.training import plan_training
@@ -57,15 +58,20 @@ def training_plan(
     dataset: DatasetVersion,
     model: Mapping[str, JsonValue],
     values: Mapping[str, JsonValue],
-    base: FileSet | None = None,
+    datasets: DatasetRepository,
 ) -> TrainingPlan:
-    """Return the run's training, everything resolved; see ``training.plan_training`` for its errors."""
+    """Return the run's training, everything resolved; see ``training.plan_training`` for its errors.
+
+    ``datasets`` is asked for the version that the run's base was trained on, where some of it is replayed.
+    """
+    replayed = config.training.replay > 0 and run.base is not None and run.base_dataset
     return plan_training(
         config,
         dataset=dataset,
         model=model,
         values=values,
-        base=base,
+        base=run.base,
+        base_datasets=(datasets.load(run.base_dataset),) if replayed else (),
         environment=run.manifest.environment,
         nonce=run.nonce,
     )
@@ -90,6 +96,7 @@ def training_job(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, devi
         kind="train",
         payload=payload,
         num_ranks=plan.nproc_per_node,
+        num_nodes=plan.num_nodes,
         max_restarts=3,
         timeout_seconds=_seconds_allowed(config, run, plan, device=device),
         grace_seconds=60,

@@ -129,9 +129,9 @@ def test_a_lock_that_is_named_and_missing_is_refused(places):
         places.plan()
 
 
-def test_an_engine_that_this_release_cannot_run_is_refused_before_anything_starts(places):
-    places.push(deepseek_dot_yaml="name: tiny\ntraining: {engine: slurm}\n")
-    with raises_without_retry(UnsupportedEngineError, "training.engine='slurm'"):
+def test_more_machines_than_the_engine_has_are_refused_before_anything_starts(places):
+    places.push(deepseek_dot_yaml="name: tiny\ntraining: {nodes: 2}\n")
+    with raises_without_retry(UnsupportedEngineError, "training.nodes=2"):
         places.plan()
 
 

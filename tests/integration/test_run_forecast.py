@@ -73,7 +73,9 @@ class Team:
         config = config_of(self.blobs, run.manifest)
         job = prepare_job(config, run, self.blobs, raw_of(config, run, self, self.datasets), self.datasets)
         remember(self.facts, job, {"dataset": DATASET.dump()}, run=name)
-        plan = training_plan(config, run, dataset=DATASET, model=model_config(self.blobs, config, run), values={})
+        plan = training_plan(
+            config, run, dataset=DATASET, model=model_config(self.blobs, config, run), values={}, datasets=self.datasets
+        )
         checkpoint = Checkpoint(plan=plan.fingerprint, step=10, tokens=10, model=FileSet(files=()))
         remember(self.facts, training_job(config, run, plan), checkpoint.dump(), run=name)
         version = ModelVersion(

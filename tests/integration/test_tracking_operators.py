@@ -88,9 +88,9 @@ def test_a_tracker_that_is_away_neither_stops_the_wait_nor_fails_the_run(
     with pytest.raises(TaskDeferred):
         operator().execute(context())
     with pytest.raises(ServiceUnavailableError):
-        operator().execute_complete(context(), {"state": "success", "after": "", "step": -1})
+        operator().execute_complete(context(), {"state": "success", "after": -1, "step": -1})
     with pytest.raises(AirflowSkipException, match="clear this task to send the rest"):
-        operator().execute_complete(context(try_number=4), {"state": "success", "after": "", "step": -1})
+        operator().execute_complete(context(try_number=4), {"state": "success", "after": -1, "step": -1})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_an_offline_run_of_wandb_has_the_whole_curve_and_the_commit_leads_to_it(
     with pytest.raises(TaskDeferred):
         operator().execute(context())
     segment(store, 1, range(3, 5))
-    told = operator().execute_complete(context(), {"state": "success", "after": "", "step": -1})
+    told = operator().execute_complete(context(), {"state": "success", "after": -1, "step": -1})
     assert told["url"] == tracker_url(open_facts(f"sqlite:///{tmp_path}/facts.db"), "run-1")
     assert told["url"] == f"https://wandb.ai/team/tiny-live/runs/{told['run_id']}"
     (folder,) = (tmp_path / "runs" / "wandb").iterdir()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +29,14 @@ class Engine:
         self.renewed = 0
         self.stopped: list[str] = []
         self.away = 0
+        self.said = ""
+        self.told: list[dict[str, Any]] = []
+
+    def logs(self, name: str, offset: int = 0) -> tuple[str, int]:
+        return self.said[offset:], len(self.said)
+
+    def events(self, name: str, after: int = 0) -> list[dict[str, Any]]:
+        return self.told[after:]
 
     def status(self, name: str) -> JobStatus | None:
         if self.away:
@@ -100,3 +113,80 @@ async def test_a_deadline_stops_the_job_and_its_end_is_told(engine: Engine) -> N
 async def test_a_missing_connection_ends_the_wait_with_its_error() -> None:
     with pytest.raises(ConnectionMissingError, match="no_such_launcher"):
         await payloads(trigger(launcher_conn_id="no_such_launcher"))
+
+
+ALERT = {
+    "kind": "guardian",
+    "attempt": 1,
+    "step": 40,
+    "rule": "training_loss: value > 20",
+    "severity": "critical",
+    "action": "rewind",
+    "max_attempts": 3,
+    "reason": "training_loss: value > 20 (last values: 21)",
+}
+
+
+async def test_the_jobs_log_is_in_the_tasks_log_while_it_runs_and_its_progress_is_noted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    noted: list[dict[str, Any]] = []
+    running = trigger()
+    monkeypatch.setattr(running, "_note", noted.append)
+    engine.said = "first line\n"
+    engine.told = [
+        {"kind": "started", "total_steps": 100},
+        {"kind": "metric", "step": 40, "training_loss": 3.5, "step_seconds": 0.5, "tokens_per_second": 9.0},
+    ]
+    asyncio.get_running_loop().call_later(0.3, lambda: setattr(engine, "said", engine.said + "second line\n"))
+    asyncio.get_running_loop().call_later(0.6, lambda: setattr(engine, "phase", JobPhase.SUCCEEDED))
+    await payloads(running)
+    lines = [record.message for record in caplog.records]
+    assert lines.count("first line") == 1
+    assert lines.count("second line") == 1
+    known = {"step": 40, "total_steps": 100, "training_loss": 3.5, "tokens_per_second": 9.0, "eta_seconds": 30.0}
+    assert noted[0] == {**known, "attempt": 1, "restarts": 0}
+
+
+async def test_people_are_told_once_even_when_the_triggerer_starts_over(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dsn = {"conn_type": "deepseek_facts", "host": f"sqlite:///{tmp_path}/facts.db"}
+    monkeypatch.setenv("AIRFLOW_CONN_DEEPSEEK_OPS_FACTS", json.dumps(dsn))
+    received: list[dict[str, Any]] = []
+    with listening(received) as url:
+        engine.told = [
+            {**ALERT, "notify": [{"type": "http", "url": url}, {"type": "http", "url": "http://127.0.0.1:9/"}]}
+        ]
+        engine.told.append({**engine.told[0], "step": 41, "repeated": True})
+        engine.phase = JobPhase.SUCCEEDED
+        for _ in range(2):
+            await payloads(trigger(run="run-1"))
+    assert [(one["step"], one["job"], one["run"], one["action"]) for one in received] == [
+        (40, "train-1", "run-1", "rewind")
+    ]
+
+
+@contextmanager
+def listening(received: list[dict[str, Any]]) -> Iterator[str]:
+    """A web server that keeps what is posted to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -23,11 +23,23 @@ def submit(operator: DeepSeekOpsOperator, job: JobSpec, *, stopped: Callable[[],
     known = operator.launcher.status(job.name)
     secrets = operator.store_hook.environment()
     lock = None
+    remote = operator.launcher_hook.settings().engine != "local"
+    if remote:
+        return _submit_remote(operator, job, secrets)
     if known is None or known.phase not in (JobPhase.RUNNING, JobPhase.SUCCEEDED):
         lock = _lock_of(operator)
     cache = operator.launcher_hook.environments
     with interpreter_for(lock, cache, say=operator.log.info, stopped=stopped) as python:
         status: JobStatus = operator.launcher.submit(job.evolve(python=python) if python else job, secrets=secrets)
+    return status
+
+
+def _submit_remote(operator: DeepSeekOpsOperator, job: JobSpec, secrets: Mapping[str, str]) -> JobStatus:
+    """Submit to machines that are not ours to build on: the engine's interpreter or image is the environment.
+
+    What really ran is compared with the lock afterwards, as everywhere (``note_what_ran``).
+    """
+    status: JobStatus = operator.launcher.submit(job, secrets=secrets)
     return status
 
 

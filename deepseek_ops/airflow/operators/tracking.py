@@ -87,7 +87,7 @@ class MirrorMetricsOperator(DeepSeekOpsOperator):
     def execute_complete(self, context: Context, event: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
         told = event or {}
         mirror = self._mirror(context)
-        mirror.after, mirror.step = str(told.get("after") or ""), int(str(told.get("step", -1)))
+        mirror.after, mirror.step = int(str(told.get("after", -1))), int(str(told.get("step", -1)))
         report = mirror.finish(_ENDS.get(str(told.get("state")), "killed"))
         self._remember(mirror, context)
         if report.error is not None:

@@ -5,17 +5,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import Context, ResumableJobMixin
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
+from deepseek_ops.airflow.operators.engines import launcher_for
 from deepseek_ops.airflow.operators.environments import submit
 from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
+from deepseek_ops.core.errors import JobFailedError, JobPreemptedError
 
 if TYPE_CHECKING:
-    from deepseek_ops.core.jobs import JobSpec
+    from deepseek_ops.airflow.hooks import LauncherHook
+    from deepseek_ops.core.jobs import JobSpec, JobStatus
+
+_DIVISOR, _LOSSES = "micro_batch_divisor", "losses"
+"""Keys of the task state store: they outlive a try, and are gone when somebody clears the task's run."""
+_OUT_OF_MEMORY = "out of memory: "
+_PREEMPTED = ("the engine took its machines away", "the engine ended the job's processes", "spot notice")
+"""What launchers and jobs say when machines were taken away: nobody's fault, and no loss of the budget."""
+
+
+def _kept(context: Any, key: str, default: int) -> int:
+    store = context.get("task_state_store")
+    value = store.get(key) if store is not None else None
+    return value if isinstance(value, int) else default
+
+
+def _keep(context: Any, key: str, value: int) -> None:
+    store = context.get("task_state_store")
+    if store is not None:  # Airflow below 3.3 has none: there every try begins as the first did
+        store.set(key, value)
 
 
 class PlanTrainingOperator(DeepSeekOpsOperator):
@@ -38,6 +60,7 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import DatasetVersion, Trial
         from deepseek_ops.pipeline.lineage_evidence import keep_evidence
+        from deepseek_ops.pipeline.preflight import checked_fit, preflight_text
         from deepseek_ops.pipeline.runs import RunPlan
         from deepseek_ops.pipeline.sweeps import best_trial, study_of
         from deepseek_ops.pipeline.trainings import model_config, training_plan
@@ -53,7 +76,11 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
             winner = best_trial(config, study, [Trial.load(trial) for trial in self.trials or () if trial])
             self.log.info("best trial of %s: #%d %s = %s", study.name, winner.number, winner.values, winner.objective)
             values = winner.values
-        plan = training_plan(config, run, dataset=dataset, model=model, values=values, base=run.base)
+        plan = training_plan(
+            config, run, dataset=dataset, model=model, values=values, datasets=self.store_hook.datasets
+        )
+        report = checked_fit(config, run, plan, device=launcher_for(self.launcher_conn_id, config).device)
+        self.log.info("%s", "preflight: " + (preflight_text(report) if report else "nothing is known of this device"))
         keep_evidence(
             self.store_hook.store,
             run,
@@ -75,16 +102,19 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
 
     :param run: what ``PlanRunOperator`` returned (templated).
     :param plan: a :class:`~deepseek_ops.core.records.TrainingPlan` as JSON (templated).
+    :param max_losses: how often the job may be lost for another reason than preemption or memory. Airflow's ``retries``
+        bound all of them together.
     :return: a :class:`~deepseek_ops.core.records.Checkpoint` as JSON.
     """
 
     external_id_key = "training_job_id"  # never rename: running tasks look it up
     template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "plan")
 
-    def __init__(self, *, run: Any, plan: Any, poll_seconds: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, plan: Any, poll_seconds: float = 1.0, max_losses: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
         self.plan = plan
+        self.max_losses = max_losses
         self.poll_seconds = poll_seconds
 
     def pre_execute(self, context: Context) -> None:
@@ -104,8 +134,15 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
             return Checkpoint.load(known).dump()
         return self.execute_resumable(context)
 
+    @cached_property
+    def launcher_hook(self) -> LauncherHook:
+        """The engine of ``training.engine``; every other job of a run stays on the first one."""
+        from deepseek_ops.pipeline.runs import RunPlan
+
+        return launcher_for(self.launcher_conn_id, self.config(RunPlan.load(as_object(self.run))))
+
     def submit_job(self, context: Context) -> JsonValue:
-        job = self._job()
+        job = self._after_losses(self._job(), context)
         status = submit(self, job, stopped=self._stop.is_set)
         self.log.info("training job %s, attempt %d", job.name, status.attempt)
         return job.name
@@ -129,7 +166,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         self.defer(
             trigger=TrainingJobTrigger(
                 job_name=str(external_id),
-                launcher_conn_id=self.launcher_conn_id,
+                launcher_conn_id=self.launcher_hook.conn_id,
                 poll_interval=self.poll_seconds,
                 facts_conn_id=self.facts_conn_id,
                 lane=self._lane(),
@@ -154,13 +191,51 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         status = self.launcher.status(job.name) if event is None else JobStatus.load(event)
         if status is None or not status.settled:
             status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
-        for line in self.launcher.logs(job.name)[0].splitlines():
-            self.log.info("%s", line)
+        self._say_rest(job.name)
+        if status.phase is JobPhase.LOST:
+            self._count_loss(job, status, context)
         result = self.conclude(job, status, context)
         remember(self.facts, job, result, run=str(context["run_id"]))
         checkpoint = Checkpoint.load(result)
         self.log.info("step %d, %s, %d restarts", checkpoint.step, checkpoint.metrics, checkpoint.restarts)
         return checkpoint.dump()
+
+    def _after_losses(self, job: JobSpec, context: Context) -> JobSpec:
+        """Return the job as it is tried again: with smaller micro-batches where memory did not suffice."""
+        from deepseek_ops.training.micro_batch import PAYLOAD_KEY
+
+        divisor = _kept(context, _DIVISOR, 1)
+        if divisor == 1:
+            return job
+        self.log.warning("micro-batches are %d times smaller than planned, the global batch is the same", divisor)
+        return job.evolve(payload={**job.payload, PAYLOAD_KEY: divisor})
+
+    def _count_loss(self, job: JobSpec, status: JobStatus, context: Context) -> None:
+        """Keep what this loss means for the next try. Raises JobPreemptedError, and JobFailedError after too many.
+
+        Machines that were taken away cost nothing of the budget; memory that ran out halves the micro-batch.
+        """
+        if any(words in status.reason for words in _PREEMPTED):
+            raise JobPreemptedError(job.name, status.reason, status.log)
+        if _OUT_OF_MEMORY in status.reason:
+            _keep(context, _DIVISOR, 2 * _kept(context, _DIVISOR, 1))
+            return
+        losses = _kept(context, _LOSSES, 0) + 1
+        _keep(context, _LOSSES, losses)
+        if losses > self.max_losses:
+            reason = f"it was lost {losses} times, last: {status.reason}; see its events, and clear the task to go on"
+            raise JobFailedError(job.name, reason, status.log)
+
+    def _say_rest(self, name: str) -> None:
+        """Copy the job's whole log: what the triggerer wrote of it may have ended with the triggerer."""
+        offset = 0
+        while True:
+            text, end = self.launcher.logs(name, offset)
+            for line in text.splitlines():
+                self.log.info("%s", line)
+            if end == offset:
+                return
+            offset = end
 
     def _lane(self) -> str:
         from deepseek_ops.pipeline.policy import lane_key

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from deepseek_ops.airflow.hooks import FactsHook, LauncherHook
+from deepseek_ops.airflow.triggers.following import JobFollower
 from deepseek_ops.airflow.triggers.watching import pause_after
 from deepseek_ops.core.errors import PermanentError
 
@@ -66,6 +67,7 @@ class TrainingJobTrigger(BaseTrigger):
         # Not called ``run``: that is the trigger's own method.
         self.run_key = run
         self._turn = _Turn()
+        self._follower: JobFollower | None = None
         self.job_name = job_name
         self.launcher_conn_id = launcher_conn_id
         self.poll_interval = poll_interval
@@ -120,12 +122,40 @@ class TrainingJobTrigger(BaseTrigger):
             return JobStatus(
                 name=self.job_name, phase=JobPhase.LOST, reason="the engine does not know the job any more"
             )
+        self._follow(launcher, status)
         if not status.settled:
             launcher.renew(self.job_name)
             if self.deadline is not None and time.time() >= self.deadline:
                 launcher.stop(self.job_name, "its deadline passed")
             return self._yield(launcher, status)
         return status
+
+    def _follow(self, launcher: Launcher, status: JobStatus) -> None:
+        if self._follower is None:
+            self._follower = JobFollower(
+                launcher,
+                self.job_name,
+                self.run_key,
+                facts=lambda: FactsHook(self.facts_conn_id).facts,
+                note=self._note,
+            )
+        self._follower.launcher = launcher
+        self._follower.look(status)
+
+    def _note(self, progress: dict[str, Any]) -> None:
+        """Leave the progress as the task's XCom ``progress``: a triggerer may not write the task state store."""
+        ti = self.task_instance
+        if ti is None:
+            return
+        from airflow.sdk.execution_time.xcom import XCom
+
+        index = -1 if ti.map_index is None else ti.map_index
+        try:
+            XCom.set(
+                key="progress", value=progress, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=index
+            )
+        except Exception as error:  # noqa: BLE001  (an API that is away for a while ends no wait)
+            log.warning("the progress of job %s was not noted: %s", self.job_name, error)
 
     def _yield(self, launcher: Launcher, status: JobStatus) -> JobStatus:
         """Stop the job if a newer push took the run's place; an attempt that another run started since is its own."""
