@@ -88,6 +88,7 @@ class Checkpoints:
         """
         if self._machine.leads:
             self._shelf.tidy()
+            self._uploading()
         restorer = self._restorer()
         fresh = self._context.restarts == 0
         restored = restorer.restore(engine, to_resume, look_in_store=fresh)
@@ -259,6 +260,8 @@ class Checkpoints:
             if restored.world_size != self._peers.world_size:
                 self._expected_loss = _last_loss(progress)
             self._say_restored(restored, progress)
+            if self._machine.leads:
+                self._store_has(restored)
         self._progress = progress
         self._last = None
         self._health.begin(restored.name if restored is not None else None)
@@ -266,6 +269,13 @@ class Checkpoints:
         if self._peers.rank == 0:
             self._lives.begin(self._life, from_step=progress.step, world_size=self._peers.world_size)
         return progress if restored is not None else None
+
+    def _store_has(self, restored: Restored) -> None:
+        """Send what a process that was killed may not have sent; what came from the store is there."""
+        if restored.source == "disk":
+            self._uploading().offer(restored.name)
+        else:
+            self._uploading().assume_sent(restored.name)
 
     def _say_restored(self, restored: Restored, progress: Progress) -> None:
         if self._peers.rank == 0:
@@ -291,7 +301,10 @@ class Checkpoints:
             self._uploading().forget(names)
 
     def _replan(self, step: int) -> None:
-        interval = self._pace.planned(interruptions=max(0, len(self._lives.records) - 1))
+        lives = self._lives.records
+        starts = {(life.attempt, life.restart) for life in (Life.parse(record.life) for record in lives)}
+        before = sum(record.seconds for record in lives[:-1])
+        interval = self._pace.planned(interruptions=max(0, len(starts) - 1), before_seconds=before)
         steps = self._peers.from_first(interval.steps)
         self._pace.next_after(step, steps)
         if self._peers.rank == 0 and self._pace.is_news(steps):

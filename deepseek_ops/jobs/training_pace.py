@@ -60,13 +60,13 @@ class Pace:
         self._tick = time.perf_counter()
         self._next = step + max(PROBE_STEPS, self._planned)
 
-    def planned(self, *, interruptions: int) -> Interval:
-        """Return the interval that this rank's measurements ask for."""
+    def planned(self, *, interruptions: int, before_seconds: float) -> Interval:
+        """Return the interval that this rank's measurements ask for; earlier lives trained ``before_seconds``."""
         return automatic(
             cost=self.cost,
             step_seconds=median(self._steps) if self._steps else 1.0,
             interruptions=interruptions,
-            trained_seconds=self.trained_seconds,
+            trained_seconds=before_seconds + self.trained_seconds,
             busy=self.busy,
             nodes=self._nodes,
         )

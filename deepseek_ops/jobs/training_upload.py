@@ -65,6 +65,11 @@ class Uploads:
             self._waiting = name
         self._wake()
 
+    def assume_sent(self, name: CheckpointName) -> None:
+        """Know that the checkpoint is in the store: it came from there."""
+        with self._changed:
+            self._sent.add(name)
+
     def mark_healthy(self, name: CheckpointName) -> None:
         """Tell the store that the checkpoint is healthy, once it is there."""
         with self._changed:

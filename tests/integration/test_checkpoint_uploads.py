@@ -201,6 +201,30 @@ def test_clearing_leaves_no_record_and_collection_may_take_the_files(desk, store
         desk.stored.read(CheckpointName(Life(1, 0), 10))
 
 
+def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(tmp_path, desk, store):  # noqa: F811
+    name = desk.make(10)
+    desk.uploads.offer(name)
+    desk.sent()
+    before = {info.key for info in store.list("runs/")}
+    again = Desk(tmp_path, store)
+    again.uploads.offer(name)
+    again.uploads.mark_healthy(name)
+    again.sent()
+    assert {info.key for info in store.list("runs/")} - before == {f"runs/this/checkpoints/{name}/healthy.json"}
+    assert "checkpoint_upload_failed" not in again.kinds()
+
+
+def test_health_is_told_of_a_checkpoint_that_came_from_the_store(tmp_path, desk, store):  # noqa: F811
+    name = desk.make(10)
+    desk.uploads.offer(name)
+    desk.sent()
+    elsewhere = Desk(tmp_path / "elsewhere", store)
+    elsewhere.uploads.assume_sent(name)
+    elsewhere.uploads.mark_healthy(name)
+    elsewhere.sent()
+    assert desk.stored.candidates()[0].healthy
+
+
 # --- sealing ---
 
 
