@@ -11,6 +11,9 @@ from pydantic import JsonValue
 from deepseek_ops.airflow.hooks import GitRemoteHook
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator
 
+SCALE_OUT = ("ray", "slurm", "kubernetes", "sagemaker")
+"""Engines whose jobs may outlive what started them; a local job's supervisor reads its own lease."""
+
 
 class SettleJobsOperator(DeepSeekOpsOperator):
     """Account jobs that ended with nobody following, and remove the folders of jobs that settled long ago.
@@ -32,6 +35,32 @@ class SettleJobsOperator(DeepSeekOpsOperator):
             self.launcher, self.facts, keep_days=float(self.keep_days), run=str(context["run_id"]), say=self.log.info
         )
         return report.dump()
+
+
+class ReapJobsOperator(DeepSeekOpsOperator):
+    """End jobs on scale-out engines that nobody looks after any more: their lease died, or no attempt stands for them.
+
+    Looks at the launcher's connection and those of each engine beside it (``<launcher>_ray`` and so on) that exist.
+
+    :return: ``{launcher connection: [what was cleared away, ...]}``.
+    """
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        from deepseek_ops.adapters.remote_launcher import RemoteLauncher, reap
+        from deepseek_ops.airflow.hooks import ConnectionMissingError, LauncherHook
+
+        cleared: dict[str, JsonValue] = {}
+        for conn_id in (self.launcher_conn_id, *(f"{self.launcher_conn_id}_{name}" for name in SCALE_OUT)):
+            try:
+                launcher = LauncherHook(conn_id).launcher
+            except ConnectionMissingError:
+                continue
+            if isinstance(launcher, RemoteLauncher):
+                found = reap(launcher)
+                for one in found:
+                    self.log.warning("%s: %s %s %s: %s", conn_id, one.action, one.job, one.engine_id, one.reason)
+                cleared[conn_id] = [f"{one.action} {one.job or one.engine_id}: {one.reason}" for one in found]
+        return cleared
 
 
 class VerifyRegistryOperator(DeepSeekOpsOperator):
