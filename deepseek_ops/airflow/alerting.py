@@ -67,7 +67,7 @@ def alert_text(event: Mapping[str, JsonValue], job: str, run: str) -> tuple[str,
     """Return subject and one paragraph for people."""
     took = f"action {event.get('action')}"
     if event.get("max_attempts"):
-        took += f", attempt {event.get('attempt')} of {event.get('max_attempts')}"
+        took += f", attempt {event.get('action_attempt')} of {event.get('max_attempts')}"
     subject = f"[deepseek-ops] {event.get('severity') or 'alert'}: {event.get('rule')} at step {event.get('step')}"
     return subject[:200], f"{event.get('reason')}; {took}. Job {job}, run {run}."
 

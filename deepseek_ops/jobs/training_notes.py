@@ -134,7 +134,7 @@ def _of_person(done: Done, request: JobRequest) -> Entry:
 def _facts(decision: Decision) -> dict[str, JsonValue]:
     """Return what an event says of the decision behind an action."""
     body = decision.dump()
-    told = ("rule", "metric", "severity", "attempt", "max_attempts", "first_step", "evidence", "reason")
+    told = ("rule", "metric", "severity", "action_attempt", "max_attempts", "first_step", "evidence", "reason")
     return {name: body[name] for name in told}
 
 

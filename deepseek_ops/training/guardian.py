@@ -135,7 +135,7 @@ class Decision:
             "metric": self.metric,
             "severity": self.severity,
             "action": self.action,
-            "attempt": self.attempt,
+            "action_attempt": self.attempt,  # not ``attempt``: that is the job's in every event
             "max_attempts": 0 if self.act is None else self.act.max_attempts,
             "first_step": self.first,
             "evidence": [repr(value) for value in self.evidence],

@@ -56,7 +56,7 @@ def test_bad_batches_are_skipped_where_deepspeed_skips_the_steps(skipped, clean)
     (action,) = skipped.of("guardian")
     assert action["positions_skipped"] == [[33, 37]]
     assert action["samples_skipped"] == 4 * 8
-    assert (action["attempt"], action["max_attempts"], action["evidence"]) == (1, 2, ["1.0", "1.0", "1.0"])
+    assert (action["action_attempt"], action["max_attempts"], action["evidence"]) == (1, 2, ["1.0", "1.0", "1.0"])
     assert [step for step, row in skipped.rows.items() if row["skipped"]] == [31, 32, 33]
     assert within_two_percent(skipped, clean)
 
