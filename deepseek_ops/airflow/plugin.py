@@ -34,8 +34,23 @@ class DeepSeekOpsPlugin(AirflowPlugin):
             "name": "deepseek-ops lineage",
         },
         {
+            "app": LateApp("deepseek_ops.airflow.ui.training:build_training_app"),
+            "url_prefix": "/deepseek-ops/training",
+            "name": "deepseek-ops training",
+        },
+        {
             "app": LateApp("deepseek_ops.airflow.ui.hooks:build_hooks_app"),
             "url_prefix": "/deepseek-ops/hooks",
             "name": "deepseek-ops webhooks",
+        },
+    ]
+    # Entries of Airflow's menu. What they show asks for a login like all of the above.
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Training",
+            "href": "deepseek-ops/training/",  # relative: it follows the path prefix of the API server
+            "url_route": "deepseek-ops-training",
+            "destination": "nav",
+            "category": "browse",
         },
     ]

@@ -79,6 +79,7 @@ def get_provider_info() -> dict[str, Any]:
                 },
             },
         ],
+        "extra-links": ["deepseek_ops.airflow.links.TrainingRunLink", "deepseek_ops.airflow.links.EngineLink"],
         "triggers": [
             {
                 "integration-name": "deepseek-ops",

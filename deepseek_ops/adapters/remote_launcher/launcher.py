@@ -195,6 +195,17 @@ class RemoteLauncher:
             found += [_event(line) for piece in pieces for line in piece.data.splitlines()]
         return found
 
+    def page(self, name: str) -> str:
+        """Return the address of the newest attempt in the engine's own interface; empty where it has none."""
+        control = self._reader.control(name)
+        if not control.newest or not control.has(control.newest, "engine.json"):
+            return ""
+        try:
+            body = self._store.get(JobKeys(name).of(control.newest, "engine.json"))
+        except ObjectNotFoundError:  # retired since
+            return ""
+        return Started.load(json.loads(body)).url
+
     def list(self) -> builtins.list[JobStatus]:
         """Return every job in this store, by name: a listing and a look at each that has not ended before."""
         known = {state.id: state for state in self._engine.list()}

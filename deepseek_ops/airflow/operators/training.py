@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import Context, ResumableJobMixin
 from pydantic import JsonValue
 
+from deepseek_ops.airflow.links import EngineLink, TrainingRunLink, push_links
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 from deepseek_ops.airflow.operators.engines import launcher_for
 from deepseek_ops.airflow.operators.environments import submit
@@ -108,6 +109,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
     """
 
     external_id_key = "training_job_id"  # never rename: running tasks look it up
+    operator_extra_links = (TrainingRunLink(), EngineLink())
     template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "plan")
 
     def __init__(self, *, run: Any, plan: Any, poll_seconds: float = 1.0, max_losses: int = 3, **kwargs: Any) -> None:
@@ -125,6 +127,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         from deepseek_ops.pipeline.once import remembered
 
         super().pre_execute(context)
+        push_links(self, context, TrainingRunLink())
         self._stop = threading.Event()
         job = self._job()
         known = remembered(self.facts, job)
@@ -162,6 +165,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         return status == JobPhase.SUCCEEDED
 
     def poll_until_complete(self, external_id: JsonValue, context: Context) -> NoReturn:
+        push_links(self, context, EngineLink())
         job = self._job()
         self.defer(
             trigger=TrainingJobTrigger(
@@ -225,6 +229,11 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         if losses > self.max_losses:
             reason = f"it was lost {losses} times, last: {status.reason}; see its events, and clear the task to go on"
             raise JobFailedError(job.name, reason, status.log)
+
+    def engine_page(self) -> str:
+        """Return the page of the job in its engine's own interface; empty where the engine has none."""
+        page = getattr(self.launcher, "page", None)
+        return str(page(self._job().name)) if page is not None else ""
 
     def _say_rest(self, name: str) -> None:
         """Copy the job's whole log: what the triggerer wrote of it may have ended with the triggerer."""
