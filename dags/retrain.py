@@ -100,7 +100,14 @@ def retrain() -> None:
         trials=trials.output,
         trigger_rule="none_failed_min_one_success",  # a run that ended before its plan has nothing to train
     )
-    checkpoint = DeepSpeedTrainOperator(task_id="train", run=run.output, plan=plan.output, pool="gpu")
+    checkpoint = DeepSpeedTrainOperator(
+        task_id="train",
+        run=run.output,
+        plan=plan.output,
+        pool="gpu",
+        retries=20,  # machines that are taken away cost one each; other losses have the operator's own, smaller budget
+        max_retry_delay=timedelta(minutes=5),
+    )
     MirrorMetricsOperator(task_id="mirror_metrics", run=run.output, dataset=dataset.output, plan=plan.output)
     stages = PlanValidationOperator(task_id="plan_validation", run=run.output)
     evaluations = EvaluateOperator.partial(

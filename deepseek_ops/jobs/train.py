@@ -52,6 +52,10 @@ def run(context: JobContext) -> dict[str, JsonValue]:
         PublishedModelError: The exported model is not the trained one.
         TooFewSamplesError, UnsupportedTrainingError, IndivisibleBatchError: The plan cannot be run.
     """
+    if "script" in context.payload:
+        from deepseek_ops.jobs.hf_script import run as run_script
+
+        return run_script(context)
     plan = TrainingPlan.load(_object(context.payload["plan"]))
     found = _known_result(context, plan)
     context.progress(0, "starting")

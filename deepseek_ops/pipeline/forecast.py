@@ -130,7 +130,9 @@ def _look(
             return
         found.lines["sweep"] = f"all {study.trials} trials of study {study.name}"
         values = best_trial(config, study, trials).values
-    plan = training_plan(config, run, dataset=dataset, model=model, values=values, datasets=datasets)
+    plan = training_plan(
+        config, run, dataset=dataset, model=model, values=values, datasets=datasets, blobs=stores.blobs
+    )
     fact = facts.get(RESULT, training_job_name(plan))
     if fact is None:
         return

@@ -18,6 +18,7 @@ from deepseek_ops.data import DatasetRepository
 from deepseek_ops.pipeline.once import job_name
 from deepseek_ops.pipeline.runs import RunPlan, code_of
 from deepseek_ops.training import plan_training
+from deepseek_ops.training.script import TrainingScript, scripted
 
 
 @dataclass(eq=False)
@@ -59,13 +60,15 @@ def training_plan(
     model: Mapping[str, JsonValue],
     values: Mapping[str, JsonValue],
     datasets: DatasetRepository,
+    blobs: Blobs,
 ) -> TrainingPlan:
     """Return the run's training, everything resolved; see ``training.plan_training`` for its errors.
 
-    ``datasets`` is asked for the version that the run's base was trained on, where some of it is replayed.
+    ``datasets`` is asked for what the run's base was trained on, where some of it is replayed; ``blobs`` for
+    the commit's code, where a script of it trains.
     """
     replayed = config.training.replay > 0 and run.base is not None and run.base_dataset
-    return plan_training(
+    plan = plan_training(
         config,
         dataset=dataset,
         model=model,
@@ -75,6 +78,21 @@ def training_plan(
         environment=run.manifest.environment,
         nonce=run.nonce,
     )
+    script = training_script(config, run, blobs)
+    return plan if script is None else scripted(plan, script)
+
+
+def training_script(config: PipelineFile, run: RunPlan, blobs: Blobs) -> TrainingScript | None:
+    """Return the script that trains the run, or None where our own loop does. Raises ConfigError for a missing one."""
+    given = config.training.script
+    if given is None:
+        return None
+    code = code_of(blobs, run)
+    if given.path not in {entry.path for entry in code.files}:
+        problem = f"{given.path!r} is not in the commit."
+        raise ConfigError("deepseek.yaml", 0, "training.script.path", problem, "Push it, or correct the path.")
+    rate = config.training.resolve().bias_update_rate if not config.training.searched else 0.0
+    return TrainingScript(code=code, path=given.path, args=given.args, bias_update_rate=rate)
 
 
 def training_job_name(plan: TrainingPlan) -> str:
@@ -82,8 +100,10 @@ def training_job_name(plan: TrainingPlan) -> str:
     return job_name("train", {"plan": plan.dump()}, environment=plan.environment)
 
 
-def training_job(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, device: str = "cpu") -> JobSpec:
-    """Return the job of a training.
+def training_job(
+    config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, device: str = "cpu", blobs: Blobs | None = None
+) -> JobSpec:
+    """Return the job of a training; ``blobs`` is asked for the commit's code where a script of it trains.
 
     Alert rules travel beside the plan, because who is told does not decide the weights.
     """
@@ -91,6 +111,8 @@ def training_job(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, devi
         "plan": plan.dump(),
         "alerts": [alert.model_dump(mode="json", by_alias=True, exclude_none=True) for alert in config.alerts],
     }
+    if blobs is not None and (script := training_script(config, run, blobs)) is not None:
+        payload["script"] = script.dump()
     return JobSpec(
         name=training_job_name(plan),
         kind="train",

@@ -65,7 +65,15 @@ class Team:
     def told(self, run, against=""):
         config = config_of(self.blobs, run.manifest)
         change = change_of_run(self.git, run, config, against=against)
-        told = forecast(self.git, run, change, stores=self, datasets=self.datasets, facts=self.facts, against=against)
+        told = forecast(
+            self.git,
+            run,
+            change,
+            stores=self,
+            datasets=self.datasets,
+            facts=self.facts,
+            against=against,
+        )
         return {stage.name: stage for stage in told.stages}, explain_plan(told, change)
 
     def train(self, run, name="run-1"):
@@ -74,7 +82,13 @@ class Team:
         job = prepare_job(config, run, self.blobs, raw_of(config, run, self, self.datasets), self.datasets)
         remember(self.facts, job, {"dataset": DATASET.dump()}, run=name)
         plan = training_plan(
-            config, run, dataset=DATASET, model=model_config(self.blobs, config, run), values={}, datasets=self.datasets
+            config,
+            run,
+            dataset=DATASET,
+            model=model_config(self.blobs, config, run),
+            values={},
+            datasets=self.datasets,
+            blobs=self.blobs,
         )
         checkpoint = Checkpoint(plan=plan.fingerprint, step=10, tokens=10, model=FileSet(files=()))
         remember(self.facts, training_job(config, run, plan), checkpoint.dump(), run=name)

@@ -11,7 +11,7 @@ from fixtures_trainer import MODEL, dataset, lab  # noqa: F401  (pytest fixtures
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.records import Checkpoint
 from deepseek_ops.training.errors import PublishedModelError
-from deepseek_ops.training.streams import read, streams_of
+from deepseek_ops.training.streams import read
 
 pytestmark = pytest.mark.slow
 

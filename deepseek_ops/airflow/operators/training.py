@@ -78,7 +78,13 @@ class PlanTrainingOperator(DeepSeekOpsOperator):
             self.log.info("best trial of %s: #%d %s = %s", study.name, winner.number, winner.values, winner.objective)
             values = winner.values
         plan = training_plan(
-            config, run, dataset=dataset, model=model, values=values, datasets=self.store_hook.datasets
+            config,
+            run,
+            dataset=dataset,
+            model=model,
+            values=values,
+            datasets=self.store_hook.datasets,
+            blobs=self.store_hook.blobs,
         )
         report = checked_fit(config, run, plan, device=launcher_for(self.launcher_conn_id, config).device)
         self.log.info("%s", "preflight: " + (preflight_text(report) if report else "nothing is known of this device"))
@@ -259,4 +265,4 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
 
         run = RunPlan.load(as_object(self.run))
         plan = TrainingPlan.load(as_object(self.plan))
-        return training_job(self.config(run), run, plan, device=self.launcher_hook.device)
+        return training_job(self.config(run), run, plan, device=self.launcher_hook.device, blobs=self.store_hook.blobs)

@@ -57,6 +57,16 @@ class Lora(Config):
     )
 
 
+class Script(Config):
+    """A script of the model repository for the Trainer of transformers or TRL, run as it is under our ranks."""
+
+    path: RepoPath = Field(description="The script, such as train.py.")
+    args: tuple[str, ...] = Field(
+        default=(),
+        description="Its arguments; {dataset}, {base}, {output}, {seed} and {learning_rate} and the like are replaced.",
+    )
+
+
 class Training(Config):
     """One training, or one per trial of the sweep."""
 
@@ -65,6 +75,7 @@ class Training(Config):
         description="Model to go on from: model://name/champion, model://name/v1.2.0 or s3://bucket/prefix/v1.2.0.",
     )
     model: RepoPath = Field(default="deepseek/model.json", description="A transformers config (DeepSeek V2/V3 family).")
+    script: Script | None = Field(default=None, description="A script that trains in place of our loop.")
     method: Literal["pretrain", "sft", "lora"] = Field(default="pretrain", description="How the model is trained.")
     strategy: Literal["deepspeed"] = Field(default="deepspeed", description="horovod becomes deepspeed.")
     engine: Literal["local", "ray", "slurm", "kubernetes", "sagemaker"] = Field(
