@@ -60,6 +60,8 @@ def _attribute(name: str, value: Attribute) -> str:
 
 def shown(text: str) -> str:
     """Return text without characters that a browser drops or that turn the direction of what follows."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(char if char in "\n\t" or _visible(char) else f"\\u{ord(char):04x}" for char in text)
 
 

@@ -46,7 +46,7 @@ class Frame:
     log: bool = False
     width: int = 760
     height: int = 240
-    left: int = 66
+    left: int = 76
     right: int = 14
     top: int = 16
     bottom: int = 26

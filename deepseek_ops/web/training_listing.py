@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.ports import ObjectStore
-from deepseek_ops.training.streams import EVENTS, METRICS, Row, tail
+from deepseek_ops.training.streams import EVENTS, METRICS, Row, read, tail
 from deepseek_ops.web.training_runs import SILENT_SECONDS, number
 
 RUN_ID = r"^[0-9a-f]{64}$"
@@ -38,7 +38,7 @@ class RunLine:
 def list_runs(store: ObjectStore) -> tuple[list[RunLine], bool]:
     """Return the newest runs, and whether there are more than were looked at.
 
-    Two requests a run find it and its age, two more for each that is shown.
+    Two requests a run find it and its age, a few more for each that is shown.
     """
     found: list[str] = []
     for plan in _plans(store):
@@ -73,13 +73,18 @@ def _modified(store: ObjectStore, plan: str) -> float | None:
 
 def _line(store: ObjectStore, plan: str, modified: float) -> RunLine:
     try:
+        first = next(read(store, f"runs/{plan}/{EVENTS}"), None)  # a training says at its start how long it is
         events = tail(store, f"runs/{plan}/{EVENTS}", _LAST_EVENTS)
         rows = tail(store, f"runs/{plan}/{METRICS}", 1)
     except DeepSeekOpsError as error:
         return RunLine(plan, modified, problem=str(error))
     row: Row = rows[-1] if rows else {}
     step = row.get("step")
-    totals = [event["total_steps"] for event in events if isinstance(event.get("total_steps"), int)]
+    totals = [
+        event["total_steps"]
+        for event in (*(first.rows if first else ()), *events)
+        if isinstance(event.get("total_steps"), int)
+    ]
     total = totals[-1] if totals else None
     seen = max([modified, *(at for one in (*rows, *events) if (at := number(one.get("at"))) is not None)])
     return RunLine(

@@ -247,6 +247,6 @@ def _measured(row: Row) -> dict[str, float]:
     gpus = row.get("gpus")
     flat: dict[str, JsonValue] = {key: value for key, value in row.items() if key not in ("at", "attempt", "node")}
     for gpu in gpus if isinstance(gpus, list) else []:
-        if isinstance(gpu, dict):
+        if isinstance(gpu, dict) and isinstance(gpu.get("index"), int):
             flat.update({f"gpu{gpu.get('index')}_{key}": value for key, value in gpu.items() if key != "index"})
     return {key: value for key, given in flat.items() if (value := number(given)) is not None}

@@ -164,13 +164,14 @@ def _machine(node: Node) -> Child:
     both = {"memory_used_bytes": "in use", "ranks_rss_bytes": "ranks"}
     wire = {"network_received_bytes_per_second": "in", "network_sent_bytes_per_second": "out"}
     disk = {"disk_read_bytes_per_second": "read", "disk_written_bytes_per_second": "written"}
+    gpu_bytes = max((limit for name, limit in node.limits.items() if name.startswith("gpu")), default=0.0)
     drawn = [
         small("CPU", _of_hundred, {"cpu_percent": "all cores"}, 100.0),
         small("Memory", _bytes, both, node.limits.get("memory_total_bytes")),
         small("Network per second", _bytes, wire),
         small("Disk per second", _bytes, disk),
         small("GPU utilisation", _of_hundred, of_gpus("utilisation_percent"), 100.0),
-        small("GPU memory", _bytes, of_gpus("memory_used_bytes")),
+        small("GPU memory", _bytes, of_gpus("memory_used_bytes"), gpu_bytes or None),
         small("GPU power", _watts, of_gpus("power_watts")),
     ]
     charts = [one for one in drawn if one is not None]
@@ -234,7 +235,7 @@ def _large(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.3%}" if abs(value) < 0.01 else f"{value:.1%}"
+    return f"{value:.3%}" if 0 < abs(value) < 0.01 else f"{value:.1%}"
 
 
 def _of_hundred(value: float) -> str:
@@ -246,4 +247,4 @@ def _watts(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return readable(int(value))
+    return readable(int(value)).replace(".0 ", " ")

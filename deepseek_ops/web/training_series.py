@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 TAIL = 4096
 MAX_BUCKETS = 1024
@@ -55,6 +54,10 @@ class Bucket:
         self.count += other.count
         self.bad_at = self.bad_at if self.bad else other.bad_at
         self.bad += other.bad
+
+    @property
+    def size(self) -> int:
+        return self.count + self.bad
 
     @property
     def mean(self) -> float:
@@ -129,13 +132,11 @@ class Series:
 
     def _fold(self) -> None:
         """Turn the oldest TAIL points into buckets."""
-        old = iter(zip(self._at[: self._tail], self._values[: self._tail], strict=True))
+        for at, value in zip(self._at[: self._tail], self._values[: self._tail], strict=True):
+            if not self._buckets or self._buckets[-1].size >= self._width:
+                self._buckets.append(Bucket(at, at))
+            self._buckets[-1].add(at, value)
         del self._at[: self._tail], self._values[: self._tail]
-        while points := list(islice(old, self._width)):
-            bucket = Bucket(points[0][0], points[0][0])
-            for at, value in points:
-                bucket.add(at, value)
-            self._buckets.append(bucket)
         while len(self._buckets) > self._max:
             self._width *= 2
             pairs = zip(self._buckets[::2], [*self._buckets[1::2], None], strict=False)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENGINES = ("ray", "slurm", "kubernetes", "sagemaker")
 MAX_KEPT = 32
 """Jobs whose events are kept, so that each look reads only what is new."""
 
@@ -79,7 +80,7 @@ def _opened() -> ObjectStore:
 def _hooks() -> list[LauncherHook]:
     """Return the hooks of the connections that trainings may go to."""
     first = LauncherHook.default_conn_name
-    return [LauncherHook(name) for name in (first, f"{first}_ray", f"{first}_slurm")]
+    return [LauncherHook(name) for name in (first, *(f"{first}_{engine}" for engine in _ENGINES))]
 
 
 def _knows(hook: LauncherHook, job: str) -> bool:
