@@ -47,6 +47,11 @@ class RayCluster:
         self._client = httpx.Client(base_url=self.address, headers=_headers(), timeout=10)
 
     @property
+    def scratch(self) -> Path:
+        """Where jobs work, on every node."""
+        return self.folder / "scratch"
+
+    @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self._dashboard}"
 
@@ -135,19 +140,21 @@ class RayCluster:
             )
         )
         command = [
-            *(sys.executable, "-m", "deepseek_ops.jobs.ray_guard", "20", "--"),  # ends the cluster with the tests
+            *(sys.executable, "-m", "deepseek_ops.jobs.ray_guard", "5", "--"),  # ends the cluster with the tests
             *(str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"),
             *(f"--num-cpus={self._cpus}", "--num-gpus=0", "--object-store-memory=80000000"),
             *ports,
             *options,
         ]
         with (self.folder / f"start-{next(self._started)}.log").open("wb") as log:
-            node = Node(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+            node = Node(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=_environment(self.scratch)
+            )
         self._nodes.append(node)
         return node
 
 
-def _environment() -> dict[str, str]:
+def _environment(scratch: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if "AIRFLOW" not in name and name != "PYTHONPATH"},
         "RAY_raylet_start_wait_time_s": "240",
@@ -159,6 +166,7 @@ def _environment() -> dict[str, str]:
         "RAY_health_check_initial_delay_ms": "3000",
         KEY_VARIABLE: SEAL_KEY,
         PROVIDED: "the-nodes-have-it",
+        "DEEPSEEK_OPS_SCRATCH": str(scratch),
     }
 
 

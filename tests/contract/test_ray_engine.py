@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from deepseek_ops.adapters.engines.ray import ForeignRayJobError, RayAccessError
 from deepseek_ops.adapters.remote_launcher import NodeShape, RemoteLauncher
 from deepseek_ops.adapters.stores import store_environment
 from deepseek_ops.adapters.stores.local import LocalStore
-from deepseek_ops.core.jobs import EngineJob, EnginePhase, JobPhase
+from deepseek_ops.core.jobs import EngineJob, JobPhase
 from deepseek_ops.core.ports import Engine
 from deepseek_ops.core.records import Checkpoint, TrainingPlan
 
@@ -42,10 +41,9 @@ def remote_launcher(cluster: RayCluster, store: LocalStore) -> RemoteLauncher:
     return RemoteLauncher(store, cluster.engine(), shape=shape, access=store_environment(store.uri, {}))
 
 
-def rank_of(name: str, *, node: int) -> int:
+def rank_of(cluster: RayCluster, name: str, *, node: int) -> int:
     """Return the process of a node's only rank."""
-    scratch = Path(tempfile.gettempdir()) / f"deepseek-ops-{os.geteuid()}"
-    (folder,) = scratch.glob(f"{name}-*-{node}")
+    (folder,) = cluster.scratch.glob(f"{name}-*-{node}")
     (pid,) = json.loads((folder / "ranks.json").read_text())["pids"]
     return int(pid)
 
@@ -169,12 +167,12 @@ def test_a_training_survives_a_rank_and_goes_on_with_one_machine_when_the_other_
     began = ray_lab.events(name, "started")
     assert len(began) == 2, "one for each node"
 
-    os.kill(rank_of(name, node=1), signal.SIGKILL)
+    os.kill(rank_of(ray_cluster, name, node=1), signal.SIGKILL)
     restart = ray_lab.until(name, lambda: ray_lab.events(name, "restart"))[0]
     assert (restart["rank"], restart["restarts"]) == (1, 1)
     ray_lab.until(name, lambda: max(ray_lab.steps(name)) > 26)
 
-    machines = [ray_cluster.node_of(rank_of(name, node=node)) for node in (0, 1)]
+    machines = [ray_cluster.node_of(rank_of(ray_cluster, name, node=node)) for node in (0, 1)]
     ray_cluster.kill_node(next(machine for machine in machines if machine is not ray_cluster.head))
     result = Checkpoint.load(ray_lab.result(name))
     assert result.step == STEPS
@@ -189,6 +187,6 @@ def test_a_training_survives_a_rank_and_goes_on_with_one_machine_when_the_other_
     assert [(event["samples_repeated"], event["samples_skipped"]) for event in resumed] == [(0, 0)] * 2
     losses: dict[int, set[float]] = {}
     for event in ray_lab.events(name, "metric"):
-        losses.setdefault(int(str(event["step"])), set()).add(float(str(event["loss"])))
+        losses.setdefault(int(str(event["step"])), set()).add(float(str(event["training_loss"])))
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert all(max(seen) - min(seen) < 1e-4 for seen in losses.values()), "a step that ran twice came out differently"

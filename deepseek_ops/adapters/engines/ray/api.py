@@ -65,9 +65,12 @@ class RayJobsApi:
         self._client.close()
 
     def job(self, job: str) -> dict[str, JsonValue] | None:
-        """Return what Ray knows of the job, or None when it knows none of that id."""
+        """Return what Ray knows of the submission, or None when it knows none of that id.
+
+        Of a submission that was deleted, Ray may still know the driver, and shows that under the same id.
+        """
         body = self._ask("GET", f"/api/jobs/{quote(job)}", missing=True)
-        return body if isinstance(body, dict) else None
+        return body if isinstance(body, dict) and body.get("type") == "SUBMISSION" else None
 
     def jobs(self) -> list[dict[str, JsonValue]]:
         """Return what Ray knows of every job of the cluster, other people's included."""
