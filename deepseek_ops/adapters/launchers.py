@@ -47,7 +47,9 @@ class LauncherSettings(Record):
     """Where jobs run: the extra of an Airflow connection, or a file. Secrets come beside it, never inside."""
 
     engine: EngineName = "local"
-    address: str = Field(default="", description="Folder of local jobs; URL of Ray's dashboard; none for Slurm.")
+    address: str = Field(
+        default="", description="Folder of local jobs; URL of Ray's dashboard or of a Kubernetes API server."
+    )
     machine: dict[str, JsonValue] = Field(
         default_factory=dict, description="What a job gets of each machine: python, cpus_per_rank, gpus_per_rank, ..."
     )
@@ -124,7 +126,15 @@ def _engine(settings: LauncherSettings, secrets: LauncherSecrets, where: str) ->
         from deepseek_ops.adapters.engines.slurm.settings import SlurmSettings
 
         return SlurmEngine(SlurmSettings.load(settings.options))
-    raise LauncherSettingsError(where, "engine", f"is {settings.engine!r}, which is not here yet")
+    if settings.engine == "kubernetes":
+        from deepseek_ops.adapters.engines.kubernetes import KubernetesEngine, KubernetesSettings, open_client
+
+        chosen = KubernetesSettings.load(settings.options)
+        return KubernetesEngine(open_client(chosen, address=settings.address, token=secrets.token), chosen)
+    from deepseek_ops.adapters.engines.sagemaker import SageMakerEngine, SageMakerSettings, open_clients
+
+    account = SageMakerSettings.load(settings.options)
+    return SageMakerEngine(open_clients(account.region), account)
 
 
 def _ray(settings: LauncherSettings, secrets: LauncherSecrets, where: str) -> Engine:

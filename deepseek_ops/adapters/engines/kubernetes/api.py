@@ -6,11 +6,12 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-from deepseek_ops.adapters.engines.kubernetes.bodies import Body, text
+from deepseek_ops.adapters.engines.kubernetes.bodies import Body, parts, text
 from deepseek_ops.adapters.engines.kubernetes.errors import (
     KubernetesAccessError,
     KubernetesRefusedError,
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 TRIES = 3
 CONNECT_SECONDS = 10.0
+LOG_LINES = 400
 _NOT_FOUND, _CONFLICT = 404, 409
 _OVERLOADED = frozenset({408, 425, 429})
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,13 @@ class KubernetesApi(Protocol):
         """Return the end of a container's output; "" where there is none (yet, or any more)."""
 
 
+class Answer(Protocol):
+    """An answer of the API server, unread."""
+
+    status: int
+    data: bytes
+
+
 class KubernetesClient:
     """``KubernetesApi`` by the package ``kubernetes``."""
 
@@ -77,7 +85,11 @@ class KubernetesClient:
         from kubernetes import client as sdk
 
         self._namespace = settings.namespace
-        self._timeout = (CONNECT_SECONDS, settings.timeout_seconds)
+        # Raw answers: the client's own models refuse what a newer, or an unusual, server adds to an object.
+        self._raw: dict[str, bool | tuple[float, float]] = {
+            "_preload_content": False,
+            "_request_timeout": (CONNECT_SECONDS, settings.timeout_seconds),
+        }
         self._client = client
         self._core = sdk.CoreV1Api(client)
         self._custom = sdk.CustomObjectsApi(client)
@@ -88,43 +100,36 @@ class KubernetesClient:
 
     def create(self, resource: Resource, body: Body) -> bool:
         what = f"create {resource.plural} {text(body, 'metadata', 'name')}"
-
-        def ask() -> object:
-            strict = {"field_validation": "Strict", "_request_timeout": self._timeout}
-            if resource == SECRETS:
-                return self._core.create_namespaced_secret(self._namespace, body, **strict)
-            if resource == CONFIG_MAPS:
-                return self._core.create_namespaced_config_map(self._namespace, body, **strict)
-            path = (resource.group, resource.version, self._namespace, resource.plural)
-            return self._custom.create_namespaced_custom_object(*path, body, **strict)
-
-        return self._asked(what, ask, otherwise=_CONFLICT) is not None
+        path: tuple[object, ...]
+        if resource == SECRETS:
+            call, path = self._core.create_namespaced_secret, (self._namespace, body)
+        elif resource == CONFIG_MAPS:
+            call, path = self._core.create_namespaced_config_map, (self._namespace, body)
+        else:
+            call, path = self._custom.create_namespaced_custom_object, (*self._path(resource), body)
+        return self._asked(what, lambda: call(*path, field_validation="Strict", **self._raw), _CONFLICT) is not None
 
     def get(self, resource: Resource, name: str) -> Body | None:
-        def ask() -> object:
-            if resource == SECRETS:
-                return self._core.read_namespaced_secret(name, self._namespace, _request_timeout=self._timeout)
-            if resource == CONFIG_MAPS:
-                return self._core.read_namespaced_config_map(name, self._namespace, _request_timeout=self._timeout)
-            path = (resource.group, resource.version, self._namespace, resource.plural)
-            return self._custom.get_namespaced_custom_object(*path, name, _request_timeout=self._timeout)
-
-        found = self._asked(f"get {resource.plural} {name}", ask, otherwise=_NOT_FOUND)
-        return None if found is None else self._body(found)
+        path: tuple[object, ...]
+        if resource == SECRETS:
+            call, path = self._core.read_namespaced_secret, (name, self._namespace)
+        elif resource == CONFIG_MAPS:
+            call, path = self._core.read_namespaced_config_map, (name, self._namespace)
+        else:
+            call, path = self._custom.get_namespaced_custom_object, (*self._path(resource), name)
+        found = self._asked(f"get {resource.plural} {name}", lambda: call(*path, **self._raw), _NOT_FOUND)
+        return None if found is None else _object(found)
 
     def list(self, resource: Resource, selector: str) -> list[Body]:
-        chosen = {"label_selector": selector, "_request_timeout": self._timeout}
-
-        def ask() -> object:
-            if resource == PODS:
-                return self._core.list_namespaced_pod(self._namespace, **chosen)
-            if resource == CONFIG_MAPS:
-                return self._core.list_namespaced_config_map(self._namespace, **chosen)
-            path = (resource.group, resource.version, self._namespace, resource.plural)
-            return self._custom.list_namespaced_custom_object(*path, **chosen)
-
-        items = self._body(self._asked(f"list {resource.plural}", ask)).get("items")
-        return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        path: tuple[object, ...]
+        if resource == PODS:
+            call, path = self._core.list_namespaced_pod, (self._namespace,)
+        elif resource == CONFIG_MAPS:
+            call, path = self._core.list_namespaced_config_map, (self._namespace,)
+        else:
+            call, path = self._custom.list_namespaced_custom_object, self._path(resource)
+        what = f"list {resource.plural}"
+        return parts(_object(self._asked(what, lambda: call(*path, label_selector=selector, **self._raw))), "items")
 
     def delete(self, resource: Resource, name: str, *, uid: str, grace_seconds: int | None = None) -> None:
         from kubernetes import client as sdk
@@ -134,41 +139,38 @@ class KubernetesClient:
             preconditions=sdk.V1Preconditions(uid=uid),
             grace_period_seconds=grace_seconds,
         )
-        bounded = {"body": options, "_request_timeout": self._timeout}
-
-        def ask() -> object:
-            if resource == PODS:
-                return self._core.delete_namespaced_pod(name, self._namespace, **bounded)
-            if resource == SECRETS:
-                return self._core.delete_namespaced_secret(name, self._namespace, **bounded)
-            if resource == CONFIG_MAPS:
-                return self._core.delete_namespaced_config_map(name, self._namespace, **bounded)
-            path = (resource.group, resource.version, self._namespace, resource.plural)
-            return self._custom.delete_namespaced_custom_object(*path, name, **bounded)
-
-        try:
-            self._asked(f"delete {resource.plural} {name}", ask, otherwise=_NOT_FOUND)
-        except _ConflictError:  # the name is another object's by now
-            return
+        core = {
+            PODS: self._core.delete_namespaced_pod,
+            SECRETS: self._core.delete_namespaced_secret,
+            CONFIG_MAPS: self._core.delete_namespaced_config_map,
+        }
+        path: tuple[object, ...]
+        if resource in core:
+            call, path = core[resource], (name, self._namespace)
+        else:
+            call, path = self._custom.delete_namespaced_custom_object, (*self._path(resource), name)
+        what = f"delete {resource.plural} {name}"
+        with suppress(_ConflictError):  # the name is another object's by now
+            self._asked(what, lambda: call(*path, body=options, **self._raw), _NOT_FOUND)
 
     def log(self, pod: str, container: str, *, num_bytes: int) -> str:
-        def ask() -> object:
+        def ask() -> Answer:
             # Not `limit_bytes`, which keeps the beginning.
-            return self._core.read_namespaced_pod_log(
-                pod, self._namespace, container=container, tail_lines=400, _request_timeout=self._timeout
+            answer: Answer = self._core.read_namespaced_pod_log(
+                pod, self._namespace, container=container, tail_lines=LOG_LINES, **self._raw
             )
+            return answer
 
         try:
-            found = self._asked(f"get log of {pod}", ask, otherwise=_NOT_FOUND)
+            found = self._asked(f"get log of {pod}", ask, _NOT_FOUND)
         except KubernetesRefusedError:  # 400: its container has not begun
             return ""
-        return found[-num_bytes:] if isinstance(found, str) else ""
+        return (found or b"")[-num_bytes:].decode(errors="replace")
 
-    def _body(self, found: object) -> Body:
-        body = self._client.sanitize_for_serialization(found)
-        return body if isinstance(body, dict) else {}
+    def _path(self, resource: Resource) -> tuple[str, str, str, str]:
+        return (resource.group, resource.version, self._namespace, resource.plural)
 
-    def _asked(self, what: str, ask: Callable[[], object], *, otherwise: int | None = None) -> object | None:
+    def _asked(self, what: str, ask: Callable[[], Answer], otherwise: int | None = None) -> bytes | None:
         """Return the answer; None for the status that is ``otherwise``. Asks again while the server is away.
 
         Every request is safe to make twice: objects have names of their own, and deletions name the uid.
@@ -182,26 +184,23 @@ class KubernetesClient:
                 time.sleep(0.3 * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311
         raise AssertionError("the last try returned or raised")
 
-    def _once(self, what: str, ask: Callable[[], object], otherwise: int | None) -> object | None:
+    def _once(self, what: str, ask: Callable[[], Answer], otherwise: int | None) -> bytes | None:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         request = f"{what} in {self.where}"
         try:
-            return ask()
-        except ApiException as error:
-            status, problem = int(error.status or 0), f"{error.status} {_message(error.body)}"
-            if status == otherwise and (status != _CONFLICT or _is_taken(error.body)):
-                return None
+            answer = ask()
+            status, body = int(answer.status), bytes(answer.data)
+        except ApiException as error:  # the client of an earlier release raises where this one answers
+            status, body = int(error.status or 0), str(error.body or "").encode()
         except HTTPError as error:
             raise KubernetesUnavailableError(request, str(error)[:400] or type(error).__name__) from None
-        if status in (401, 403):
-            raise KubernetesAccessError(request, problem)
-        if status == _CONFLICT:
-            raise _ConflictError(request, problem)
-        if status == 0 or status >= 500 or status in _OVERLOADED:
-            raise KubernetesUnavailableError(request, problem)
-        raise KubernetesRefusedError(request, problem)
+        if 200 <= status < 300:
+            return body
+        if status == otherwise and (status != _CONFLICT or _is_taken(body)):
+            return None
+        raise _error(status, request, f"{status} {_message(body)}")
 
 
 class _ConflictError(KubernetesRefusedError):
@@ -242,19 +241,29 @@ def _in_cluster() -> bool:
     return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
-def _status(body: object) -> Mapping[str, object]:
+def _error(status: int, request: str, problem: str) -> Exception:
+    if status in (401, 403):
+        return KubernetesAccessError(request, problem)
+    if status == _CONFLICT:
+        return _ConflictError(request, problem)
+    if status < 300 or status >= 500 or status in _OVERLOADED:
+        return KubernetesUnavailableError(request, problem)
+    return KubernetesRefusedError(request, problem)
+
+
+def _object(data: bytes | None) -> Body:
     try:
-        found = json.loads(body) if isinstance(body, str | bytes) else {}
+        found = json.loads(data or b"{}")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _message(body: object) -> str:
+def _message(data: bytes) -> str:
     """Return what the API server said (a Status object), cut; never the object that was sent."""
-    return " ".join(str(_status(body).get("message") or body or "(no text)").split())[:400]
+    return " ".join((text(_object(data), "message") or data.decode(errors="replace") or "(no text)").split())[:400]
 
 
-def _is_taken(body: object) -> bool:
+def _is_taken(data: bytes) -> bool:
     """Return whether a 409 says that the name is taken, and not that the namespace is going or a write was lost."""
-    return _status(body).get("reason") == "AlreadyExists"
+    return text(_object(data), "reason") == "AlreadyExists"

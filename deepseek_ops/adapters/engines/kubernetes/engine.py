@@ -116,8 +116,9 @@ class KubernetesEngine:
         top = self._get(name)
         if top is None or engine_state(Seen(top), where="").settled:
             return
+        pods = self._pods_of(object_name(name))
         self._withdraw(name, top, EnginePhase.CANCELLED, "it was cancelled")
-        for pod in self._pods_of(object_name(name)):
+        for pod in pods:
             if text(pod, "status", "phase") in ("Pending", "Running"):
                 grace = max(1, min(math.ceil(grace_seconds), _grace_of(pod)))
                 self._api.delete(PODS, text(pod, "metadata", "name"), uid=_uid(pod), grace_seconds=grace)

@@ -17,7 +17,7 @@ RUNTIME_KINDS = Literal["TrainingRuntime", "ClusterTrainingRuntime"]
 
 
 class KubernetesSettings(Record):
-    """One cluster and namespace: the extra of an Airflow connection, or a section of a file. Nothing in it is secret."""
+    """One cluster and namespace: the extra of an Airflow connection, or a section of a file. Nothing is secret."""
 
     kind: Literal["jobset", "trainjob"] = "jobset"
     namespace: Label = "default"
