@@ -5,7 +5,7 @@
   const live = document.getElementById("live");
   const fresh = document.getElementById("fresh");
   const pause = document.getElementById("pause");
-  const RUNNING = 5000, RESTING = 30000, LONGEST = 120000;
+  const READING = 200, RUNNING = 5000, RESTING = 30000, LONGEST = 120000;
   let paused = false, failures = 0, timer = 0;
 
   const put = (name, html) => {
@@ -21,7 +21,8 @@
   const plan = () => {
     clearTimeout(timer);
     if (paused || document.hidden) return;
-    const usual = live.dataset.state === "running" ? RUNNING : RESTING;
+    // "more": the server has not read all that is stored yet and goes on with the next look.
+    const usual = live.dataset.more === "true" ? READING : live.dataset.state === "running" ? RUNNING : RESTING;
     timer = setTimeout(look, Math.min(usual * 2 ** failures, LONGEST));
   };
 
@@ -35,6 +36,7 @@
       for (const [name, html] of Object.entries(told.sections || {})) put(name, html);
       live.dataset.revision = told.revision;
       live.dataset.state = told.state;
+      live.dataset.more = String(told.more);
       failures = 0;
       fresh.textContent = `as of ${new Date().toLocaleTimeString()}`;
     } catch (error) {

@@ -46,7 +46,9 @@ def run_page(base: str, view: RunView, *, nodes_from: int) -> Html:
     )
     found = sections(base, view, nodes_from=nodes_from)
     parts = [el("section", part, id=name) for name, part in found.items()]
-    body = el("div", parts, id="live", data_from=live, data_revision=view.revision, data_state=view.state)
+    now: dict[str, str] = {"revision": view.revision, "state": view.state, "more": str(view.more).lower()}
+    known = {f"data_{name}": value for name, value in now.items()}
+    body = el("div", parts, id="live", data_from=live, **known)
     script = el("script", src=address(base, "training.js"), defer=True)
     return page(base, f"Run {view.plan[:_SHORT]}", bar, body, crumbs=crumbs, script=script)
 

@@ -140,7 +140,7 @@ def _add_api(app: FastAPI, runs: Runs) -> None:
         """The sections of the page as they are now, or only the revision when that is ``after``."""
         view = _looked(runs, plan, nodes)
         try:
-            body: dict[str, Any] = {"revision": view.revision, "state": view.state}
+            body: dict[str, Any] = {"revision": view.revision, "state": view.state, "more": view.more}
             if view.revision != after:
                 body["sections"] = training_sections.sections(_base(request), view, nodes_from=nodes)
             return JSONResponse(body, headers=HEADERS)

@@ -154,9 +154,10 @@ class RunView:
         self.attempt, self.step = attempt, step
         self.rows += 1
         self._seen(row)
-        for name in SHOWN:
-            if name in row and (value := number(row[name])) is not None:
-                self.series[name].add(step, value)
+        for name, given in row.items():
+            shown = self.series.get(name)
+            if shown is not None and (value := given if type(given) is float else number(given)) is not None:
+                shown.add(step, value)
 
     def _event(self, row: Row) -> None:
         kind = str(row.get("kind", ""))

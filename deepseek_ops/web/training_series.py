@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 TAIL = 4096
@@ -45,6 +45,18 @@ class Bucket:
         else:
             self.bad_at = self.bad_at if self.bad else at
             self.bad += 1
+
+    def extend(self, ats: Sequence[float], values: Sequence[float]) -> None:
+        """Take more points in, fast where all of them are finite."""
+        total = sum(values)
+        if not math.isfinite(total):
+            for at, value in zip(ats, values, strict=True):
+                self.add(at, value)
+            return
+        self.last = ats[-1]
+        self.low, self.high = min(self.low, *values), max(self.high, *values)
+        self.total += total
+        self.count += len(values)
 
     def join(self, other: Bucket) -> None:
         """Take in a bucket that comes later."""
@@ -132,10 +144,13 @@ class Series:
 
     def _fold(self) -> None:
         """Turn the oldest TAIL points into buckets."""
-        for at, value in zip(self._at[: self._tail], self._values[: self._tail], strict=True):
+        place = 0
+        while place < self._tail:
             if not self._buckets or self._buckets[-1].size >= self._width:
-                self._buckets.append(Bucket(at, at))
-            self._buckets[-1].add(at, value)
+                self._buckets.append(Bucket(self._at[place], self._at[place]))
+            stop = min(place + self._width - self._buckets[-1].size, self._tail)
+            self._buckets[-1].extend(self._at[place:stop], self._values[place:stop])
+            place = stop
         del self._at[: self._tail], self._values[: self._tail]
         while len(self._buckets) > self._max:
             self._width *= 2

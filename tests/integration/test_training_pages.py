@@ -131,7 +131,7 @@ def test_an_open_page_gets_what_is_new_and_little_when_nothing_is(store: ObjectS
     first = browser.get(f"/api/runs/{plan}/live").json()
     assert "No step has been reported yet" in first["sections"]["curves"]
     again = browser.get(f"/api/runs/{plan}/live", params={"after": first["revision"]})
-    assert again.json() == {"revision": first["revision"], "state": "running"}
+    assert again.json() == {"revision": first["revision"], "state": "running", "more": False}
     for step in (1, 2):
         metrics.append({"step": step, "training_loss": 4.0 / step, "step_seconds": 1.0})
     metrics.flush()
@@ -157,7 +157,9 @@ def test_a_damaged_segment_is_named_and_breaks_no_other_run(store: ObjectStore, 
     answer = browser.get(f"/runs/{plan}")
     assert answer.status_code == 422
     assert "000000.jsonl.zst" in answer.text
-    assert "cannot be read" in browser.get("/").text
+    fresh = TestClient(training_app(lambda: store, authorise=lambda: None))  # a list is kept for some seconds
+    assert "cannot be read" in fresh.get("/").text
+    assert fresh.get(f"/runs/{PLAN}").status_code == 200
 
 
 def test_a_page_is_as_large_for_a_long_run_as_for_a_short_one(store: ObjectStore, browser: TestClient) -> None:
@@ -171,6 +173,21 @@ def test_a_page_is_as_large_for_a_long_run_as_for_a_short_one(store: ObjectStore
     assert len(page.content) < 400_000
     assert "30,000" not in page.text.partition("<h2>Events")[0].partition("<h2>Curves")[0]  # steps count from 0
     assert "29,999" in page.text
+
+
+def test_a_run_that_is_too_long_for_one_look_is_read_on_by_the_next(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepseek_ops.web.training_runs.LOOK_SECONDS", 0.0)
+    client = TestClient(training_app(lambda: store, authorise=lambda: None))
+    answer = client.get(f"/api/runs/{PLAN}/live").json()
+    assert answer["more"]
+    for _ in range(30):
+        before, answer = answer, client.get(f"/api/runs/{PLAN}/live").json()
+        if not answer["more"]:
+            break
+        assert answer["revision"] != before["revision"]
+    assert f"{STEPS:,} of {STEPS:,}" in client.get(f"/runs/{PLAN}").text
 
 
 def test_links_follow_the_mount_point(store: ObjectStore) -> None:
