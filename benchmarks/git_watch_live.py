@@ -19,7 +19,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import httpx
+from pydantic import JsonValue
+
 from deepseek_ops.adapters.facts import open_facts
+from deepseek_ops.cli.demo import wait_for_watcher
 from deepseek_ops.cli.demo_repository import DemoRepository
 from deepseek_ops.embedded.stack import GIT_USER, Stack
 from deepseek_ops.pipeline.wakes import Wakes
@@ -29,10 +33,18 @@ DAG = "retrain"
 PATIENCE_SECONDS = 120.0
 
 
+def runs_of(stack: Stack) -> list[dict[str, JsonValue]]:
+    """Return the DAG's runs; none while the API server of a busy machine does not answer: it is asked again."""
+    try:
+        return stack.client.runs(DAG)
+    except httpx.TimeoutException:
+        return []
+
+
 def queued_at(stack: Stack, seen: set[str], pushed: float) -> float:
     """Return when the run that is not among ``seen`` was queued, Unix seconds; adds it to ``seen``."""
     while time.time() - pushed < PATIENCE_SECONDS:
-        for run in stack.client.runs(DAG):
+        for run in runs_of(stack):
             run_id = str(run["dag_run_id"])
             if run_id not in seen and run["queued_at"]:
                 seen.add(run_id)
@@ -48,7 +60,8 @@ def measure(stack: Stack, user: DemoRepository, *, pushes: int, name: str, ring:
     found = []
     for number in range(pushes):
         user._git("checkout", "--quiet", "-B", f"exp/{name}-{number}", "origin/main")
-        (user._folder / "deepseek.yaml").write_text(f"nonsense: {number}\n")
+        pipeline = user._folder / "deepseek.yaml"
+        pipeline.write_text(pipeline.read_text().replace("gpus_per_node:", f"gpus_per_nod_{number}:"))
         user._git("commit", "--quiet", "--all", "--message", f"Broken on purpose, {name} {number}")
         user._git("push", "--quiet", "origin", f"exp/{name}-{number}")
         pushed = time.time()
@@ -81,6 +94,7 @@ def main() -> None:
             stack.start_airflow()
             stack.airflow.wait_healthy()
             stack.prepare_airflow(unpause=(DAG,))
+            wait_for_watcher(stack.client, timeout=120)  # a push before its first look would be history to it
             warm_up = measure(stack, user, pushes=1, name="first", ring=False)
             report = {
                 "poll": measure(stack, user, pushes=options.pushes, name="poll", ring=False),

@@ -125,7 +125,7 @@ def run_demo(stack: Stack, view: ProgressView, *, project: Path, kill_ranks: boo
     stack.airflow.wait_healthy()
     corpus.join()
     stack.prepare_airflow(unpause=DAGS)
-    _wait_for_watcher(stack.client)
+    wait_for_watcher(stack.client)
     seconds["airflow_start"] = time.monotonic() - begun
     view.update("airflow", "start Airflow", "success", stack.airflow.url)
     pushed = time.monotonic()
@@ -147,7 +147,7 @@ def _upload_corpus(stack: Stack) -> None:
             lake.create(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
-def _wait_for_watcher(client: AirflowClient, timeout: float = 120.0) -> None:
+def wait_for_watcher(client: AirflowClient, timeout: float = 120.0) -> None:
     """Return when the triggerer watches the repository: a push before its first look would be history to it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
