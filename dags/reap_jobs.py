@@ -23,7 +23,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
     max_active_runs=1,
     default_args={
         "owner": "ml-platform",
-        "retries": 1,
+        "retries": 2,
         "retry_delay": timedelta(minutes=1),
         "retry_policy": RETRY_IF_TRANSIENT,
         "on_failure_callback": ALERT_ON_FAILURE,
