@@ -11,7 +11,7 @@ KEEP ?=
 WORKERS ?= 3
 ARGS ?=
 
-.PHONY: help setup demo stop test check format lock benchmark clean
+.PHONY: help setup demo stop test heavy check format lock benchmark clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,8 +41,11 @@ test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, an
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not e2e" $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not e2e and not heavy" $(ARGS)
 	@$(BIN)/pytest -q -m e2e $(ARGS)
+
+heavy: .venv/.installed ## Run what needs a quiet machine: real clusters, their trainings, the death matrix
+	@$(BIN)/pytest -q -m heavy $(ARGS)
 
 format: .venv/.installed ## Format the code and sort the imports
 	@$(BIN)/ruff format .

@@ -29,7 +29,7 @@ from deepseek_ops.core.jobs import EngineJob, JobPhase
 from deepseek_ops.core.ports import Engine
 from deepseek_ops.core.records import Checkpoint, TrainingPlan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 T = TypeVar("T")
 STEPS = 48
 PATIENCE = 240.0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
 MATRIX = Path(__file__).parents[2] / "benchmarks" / "death_matrix.py"
 
 

@@ -61,12 +61,12 @@ def test_a_field_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -
     connect(monkeypatch, "empty", conn_type="git")
     connect(monkeypatch, "phrase", conn_type="git", host="git@h:r.git", extra={"private_key_passphrase": "x"})
     connect(monkeypatch, "facts", conn_type="deepseek_facts", host="nonsense")
-    connect(monkeypatch, "ray", conn_type="deepseek_launcher", host="/x", extra={"engine": "ray"})
+    connect(monkeypatch, "abacus", conn_type="deepseek_launcher", host="/x", extra={"engine": "abacus"})
     for ask, words in (
         (lambda: GitRemoteHook("empty").remote, "'empty': host is empty"),
         (lambda: GitRemoteHook("phrase").remote, "private_key_passphrase is not supported"),
         (lambda: FactsHook("facts").facts, "host is no DSN"),
-        (lambda: LauncherHook("ray").launcher, "extra engine is 'ray'"),
+        (lambda: LauncherHook("abacus").launcher, "extra cannot be used: engine"),
     ):
         with pytest.raises(ConnectionFieldError, match=words):
             ask()

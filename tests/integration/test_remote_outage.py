@@ -31,6 +31,7 @@ def cluster(tmp_path: Path, faulty_store: ObjectStore, faulty_credentials: dict[
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_job_outlives_its_store_and_brings_everything_when_it_is_back(cluster: Cluster, faulty_s3: FaultyS3) -> None:
     spec = job("count", {"steps": 150}, kind="train")
     launcher = cluster.launcher()
@@ -48,6 +49,7 @@ def test_a_job_outlives_its_store_and_brings_everything_when_it_is_back(cluster:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_job_whose_store_stays_away_saves_and_ends_with_its_lease(cluster: Cluster, faulty_s3: FaultyS3) -> None:
     spec = job("wait", lease_seconds=4, grace_seconds=2)
     launcher = cluster.launcher()

@@ -30,6 +30,7 @@ def cluster(lab: Lab, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_two_machines_train_as_two_ranks_of_one_do_through_the_loss_of_a_rank(
     lab: Lab, dataset: DatasetVersion, cluster: Cluster
 ) -> None:

@@ -24,7 +24,7 @@ from deepseek_ops.adapters.stores.opening import store_environment
 from deepseek_ops.core.jobs import JobPhase, JobStatus
 from deepseek_ops.core.records import Checkpoint, TrainingPlan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 T = TypeVar("T")
 STEPS = 32
 

@@ -43,7 +43,7 @@ def test_kubernetes_trainjob_and_jobset() -> None:
         "PET_MASTER_ADDR": "job-node-0-0.job",
         "JOB_COMPLETION_INDEX": "1",
     }
-    assert node_place(train) == NodePlace(1, 2, "node-0.job")
+    assert node_place(train) == NodePlace(1, 2, "job-node-0-0.job")
     assert node_place({"JOB_COMPLETION_INDEX": "0"}) == NodePlace(0, 1)
 
 
