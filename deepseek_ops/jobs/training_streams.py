@@ -3,7 +3,8 @@
 A background thread writes what was reported as one segment (``training/streams.py`` has the format and the reader):
 soon after an event, and otherwise every 3 s in the first minutes of a process, every 30 s after an hour. 64 segments
 are joined into one object, so a week of training is a few hundred objects. Numbers go on after a restart and nothing
-is overwritten. After a kill the steps since the last checkpoint run again and appear again; readers keep the last.
+is overwritten. After a kill the steps since the last checkpoint run again and appear again; readers keep the last. What
+a killed process had not sent is on its disk (``spool.py``) and is sent first by the one that takes its place.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pydantic import JsonValue
 from deepseek_ops.adapters.local_launcher.folder import plain
 from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError, ObjectNotFoundError
 from deepseek_ops.jobs.mirrors import Mirrors
+from deepseek_ops.jobs.spool import Spool
 from deepseek_ops.jobs.telemetry import Telemetry
 from deepseek_ops.training.streams import EVENTS, METRICS, TELEMETRY, numbers_of, pack, segment_name
 
@@ -40,50 +42,62 @@ JOINED = 64
 MAX_HELD_ROWS = 100_000
 """Rows kept while the store is away; beyond that the oldest go, and their number is logged."""
 MAX_SEGMENT_ROWS = 10_000
+SPOOLS = "streams"
+"""Folder in the job's work folder with what is not in the store yet."""
+
+_LOOKED_AT = 4
 
 _log = logging.getLogger(__name__)
 
 
 class Segments:
-    """One append-only stream of rows in numbered, write-once segments. ``append`` never waits for the store."""
+    """One append-only stream of rows in numbered, write-once segments. ``append`` never waits for the store.
 
-    def __init__(self, store: ObjectStore, prefix: str, *, attempt: int = 1) -> None:
+    With a ``spool`` the rows outlive this process, and those of the one before it are sent first.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str, *, attempt: int = 1, spool: Spool | None = None) -> None:
         self.prefix = prefix.rstrip("/")
         self._store = store
         self._attempt = attempt
-        self._rows: deque[dict[str, object]] = deque(maxlen=MAX_HELD_ROWS)
+        self._spool = spool
+        sent, held = spool.recover() if spool is not None else ([], [])
+        self._rows: deque[bytes] = deque(held, maxlen=MAX_HELD_ROWS)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._pending = b""
-        """A segment that may or may not have reached the store: sent again as it is, so that it is there once."""
+        self._pending: deque[bytes] = deque(_segments(sent))
+        """Segments that may or may not have reached the store: sent again as they are, so that each is there once."""
+        self._inherited = len(self._pending)
+        """Pending segments that another process may have stored."""
         self._tried: int | None = None
-        """The number it was sent as."""
+        """The number that the first of them was sent as."""
         self._last = -1
         self._own: list[tuple[int, bytes]] = []
         """What this writer wrote since it last joined, in numbers that follow each other."""
         self._dropped = 0
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add a row; numbers that JSON lacks become strings ("NaN"), as in the job's own stream.
-
-        It becomes text in the thread that writes it: a step pays a microsecond.
-        """
-        stamped = {**row, "at": round(time.time(), 3), "attempt": self._attempt}
+        """Add a row; numbers that JSON lacks become strings ("NaN"), as in the job's own stream."""
+        line = _line({**row, "at": round(time.time(), 3), "attempt": self._attempt})
         with self._lock:
             self._dropped += len(self._rows) == MAX_HELD_ROWS
-            self._rows.append(stamped)
+            self._rows.append(line)
+            if self._spool is not None:
+                self._spool.append(line)
 
     def flush(self) -> None:
-        """Write what is held as the next segment. The rows are kept when the store raises."""
+        """Write what is held as the next segments. The rows are kept when the store raises."""
         with self._flushing:
             while self._pending or self._rows:
                 if not self._pending:
-                    with self._lock:
-                        count = min(len(self._rows), MAX_SEGMENT_ROWS)
-                        rows = [self._rows.popleft() for _ in range(count)]
-                    self._pending = pack(map(_line, rows))
-                self._create(self._pending)
-                self._pending = b""
+                    self._take()
+                while self._pending:
+                    if not (self._inherited and self._is_among_the_last(self._pending[0])):
+                        self._create(self._pending[0])
+                    self._pending.popleft()
+                    self._inherited = max(0, self._inherited - 1)
+                if self._spool is not None:
+                    self._spool.sent()
                 if len(self._own) >= JOINED:
                     self._join()
             if self._dropped:
@@ -97,6 +111,15 @@ class Segments:
             if len(self._own) > 1:
                 self._join()
 
+    def _take(self) -> None:
+        """Make segments of all rows that are held."""
+        with self._lock:
+            rows = list(self._rows)
+            self._rows.clear()
+            if self._spool is not None:
+                self._spool.seal()
+        self._pending.extend(_segments(rows))
+
     def _create(self, body: bytes) -> None:
         number = self._tried
         if number is None or self._stored(number) != body:  # else an earlier try succeeded and its answer was lost
@@ -105,6 +128,11 @@ class Segments:
                 number += 1
         self._tried = None
         self._keep(number, body)
+
+    def _is_among_the_last(self, body: bytes) -> bool:
+        """Return whether the process before this one stored the segment and was killed before it could note that."""
+        items = [item for item in self._store.list(f"{self.prefix}/") if item.size == len(body)]
+        return any(self._store.get(item.key) == body for item in items[-_LOOKED_AT:])
 
     def _created(self, number: int, body: bytes) -> bool:
         self._tried = number
@@ -144,6 +172,16 @@ class Segments:
         return 1 + max((numbers[1] for numbers in found if numbers is not None), default=self._last)
 
 
+def _kept_segments(context: JobContext, prefix: str) -> Segments:
+    spool = Spool(context.work / SPOOLS, prefix.replace("/", "-"))
+    return Segments(context.store, prefix, attempt=context.attempt, spool=spool)
+
+
+def _segments(rows: list[bytes]) -> list[bytes]:
+    """Return the rows as packed segments; equal rows give equal segments."""
+    return [pack(rows[start : start + MAX_SEGMENT_ROWS]) for start in range(0, len(rows), MAX_SEGMENT_ROWS)]
+
+
 def _line(row: Mapping[str, object]) -> bytes:
     return json.dumps(plain(row), separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -161,9 +199,7 @@ class Streams:
         self._seconds = flush_seconds
         self._first = context.rank == 0
         self._segments = (
-            {name: Segments(context.store, f"{prefix}/{name}", attempt=context.attempt) for name in (METRICS, EVENTS)}
-            if self._first
-            else {}
+            {name: _kept_segments(context, f"{prefix}/{name}") for name in (METRICS, EVENTS)} if self._first else {}
         )
         self._written = list(self._segments.values())
         self._telemetry: Telemetry | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 
@@ -11,6 +12,7 @@ from deepseek_ops.core.errors import StoreUnavailableError
 from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.jobs import training_streams
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.spool import Spool
 from deepseek_ops.jobs.training_streams import Segments, Streams
 from deepseek_ops.training import streams as stored
 from deepseek_ops.training.streams import DamagedSegmentError, current, tail
@@ -119,6 +121,65 @@ def test_a_write_whose_answer_was_lost_is_not_repeated_as_another_segment(store)
     segments.append({"step": 2})
     segments.flush()
     assert read(store) == [[{"step": 1}], [{"step": 2}]]
+
+
+def spooled(store, tmp_path, attempt=1):
+    return Segments(store, "run/metrics", attempt=attempt, spool=Spool(tmp_path / "work", "metrics"))
+
+
+def test_rows_of_a_killed_process_are_sent_first_by_the_next(store, tmp_path):
+    killed = spooled(store, tmp_path)
+    write(killed, [1, 2])
+    for step in (3, 4):
+        killed.append({"step": step})
+    after = spooled(store, tmp_path, attempt=2)
+    after.append({"step": 3})
+    after.flush()
+    rows = [row for segment in stored.read(store, "run/metrics") for row in segment.rows]
+    assert [(row["step"], row["attempt"]) for row in rows] == [(1, 1), (2, 1), (3, 1), (4, 1), (3, 2)]
+    assert [(row["step"], row["attempt"]) for row in current(rows)] == [(1, 1), (2, 1), (3, 2)]
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_segment_whose_writer_was_killed_while_it_was_sent_is_there_once(store, tmp_path, monkeypatch, arrived):
+    monkeypatch.setattr(training_streams, "MAX_SEGMENT_ROWS", 2)
+    killed = spooled(store, tmp_path)
+    write(killed, [1])
+    for step in (2, 3, 4):
+        killed.append({"step": step})
+    if arrived:
+        monkeypatch.setattr(killed._spool, "sent", lambda: None)
+        killed.flush()
+    else:
+        store.away = True
+        with pytest.raises(StoreUnavailableError):
+            killed.flush()
+        killed.append({"step": 5})
+    after = spooled(store, tmp_path)
+    with pytest.raises(StoreUnavailableError) if not arrived else nullcontext():
+        after.flush()
+    store.away = False
+    after.flush()
+    assert steps(store) == [1, 2, 3, 4] if arrived else [1, 2, 3, 4, 5]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_line_that_a_full_disk_cut_off_is_left_out(store, tmp_path):
+    killed = spooled(store, tmp_path)
+    killed.append({"step": 1})
+    with (tmp_path / "work" / "metrics.rows").open("ab") as file:
+        file.write(b'{"step": 2, "tr')
+    spooled(store, tmp_path).flush()
+    assert steps(store) == [1]
+
+
+def test_a_disk_that_refuses_ends_nothing(store, tmp_path, caplog):
+    (tmp_path / "work").write_text("a file where the folder should be")
+    segments = spooled(store, tmp_path)
+    write(segments, [1, 2])
+    assert steps(store) == [1, 2]
+    assert len(caplog.records) == 1
 
 
 def test_two_writers_overwrite_nothing(store):
