@@ -189,8 +189,7 @@ class ProcessEngine:
                     _kill_tree(process.pid)
 
         for process in run.processes:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGTERM)
+            process.terminate()  # not one that has been waited for, by another thread perhaps
         threading.Thread(target=kill, daemon=True).start()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from deepseek_ops.adapters.remote_launcher.layout import (
+    STARTED,
     Beat,
     Control,
     JobKeys,
@@ -68,8 +69,8 @@ def begin_again(store: ObjectStore, job: str, engine_id: str, num_nodes: int) ->
         if _keep(store, keys.attempt(following.attempt), canonical_json(following.dump())):
             _keep(store, keys.of(newest.attempt, "ended.json"), canonical_json(end.dump()))
             with suppress(ObjectNotFoundError):  # the engine has accepted this one, too
-                started = store.get(keys.of(newest.attempt, "engine.json"))
-                _keep(store, keys.of(following.attempt, "engine.json"), started)
+                started = store.get(keys.of(newest.attempt, STARTED))
+                _keep(store, keys.of(following.attempt, STARTED), started)
             return following.attempt
     return 0
 

@@ -14,8 +14,6 @@ from deepseek_ops.adapters.remote_launcher import NodeShape, RemoteLauncher
 from deepseek_ops.adapters.stores import store_environment
 from deepseek_ops.adapters.stores.local import LocalStore
 
-pytestmark = pytest.mark.heavy
-
 
 def remote_launcher(root: Path, engine: ProcessEngine) -> RemoteLauncher:
     """Return a launcher on the store and the engine below ``root``."""

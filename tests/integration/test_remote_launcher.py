@@ -61,6 +61,28 @@ class TestSubmit:
         assert len(cluster.engine.started) == 1
         cluster.launcher().stop(spec.name, "enough")
 
+    def test_an_engine_that_was_asked_right_before_the_start_says_nothing_about_it(self, cluster, monkeypatch) -> None:
+        spec = job("wait")
+        cluster.engine.before_start = killed
+        with pytest.raises(Killed):
+            cluster.launcher().submit(spec)
+        cluster.engine.hold = True
+        state, asked = cluster.engine.state, []
+
+        def late(name: str) -> object:
+            asked.append(known := state(name))
+            if len(asked) == 1:
+                cluster.launcher().submit(spec)
+                cluster.store.create(JobKeys(spec.name).of(1, "claim.json"), b'{"instance": "first"}')
+            return known
+
+        monkeypatch.setattr(cluster.engine, "state", late)
+        monkeypatch.setattr(judging, "SETTLE_SECONDS", 0.0)
+        assert cluster.launcher().status(spec.name).phase is JobPhase.RUNNING
+        assert asked[0] is None
+        assert cluster.launcher().submit(spec).attempt == 1
+        cluster.launcher().stop(spec.name, "enough")
+
     def test_nobody_starts_it_for_a_quarter_of_an_hour_and_it_is_lost(self, cluster, monkeypatch) -> None:
         spec = job("echo")
         cluster.engine.before_start = killed

@@ -89,7 +89,7 @@ def _unknown_to_engine(seen: Seen) -> tuple[JobPhase, str]:
         if seen.created_age < START_SECONDS and not seen.stop_reason:
             return JobPhase.RUNNING, "is being started"
         return JobPhase.LOST, "nobody started it"
-    if seen.started_age < SETTLE_SECONDS and not seen.claimed:
+    if seen.started_age < SETTLE_SECONDS and seen.beat is None:
         return JobPhase.RUNNING, "is being started"
     return JobPhase.LOST, "the engine does not know it any more, and its machines do not answer"
 

@@ -28,6 +28,7 @@ from deepseek_ops.adapters.remote_launcher.asking import NodeShape, engine_job, 
 from deepseek_ops.adapters.remote_launcher.errors import RequestRaceError, SubmitRaceError
 from deepseek_ops.adapters.remote_launcher.layout import (
     NAMES,
+    STARTED,
     Control,
     JobKeys,
     RemoteAttempt,
@@ -198,10 +199,10 @@ class RemoteLauncher:
     def page(self, name: str) -> str:
         """Return the address of the newest attempt in the engine's own interface; empty where it has none."""
         control = self._reader.control(name)
-        if not control.newest or not control.has(control.newest, "engine.json"):
+        if not control.newest or not control.has(control.newest, STARTED):
             return ""
         try:
-            body = self._store.get(JobKeys(name).of(control.newest, "engine.json"))
+            body = self._store.get(JobKeys(name).of(control.newest, STARTED))
         except ObjectNotFoundError:  # retired since
             return ""
         return Started.load(json.loads(body)).url
@@ -273,7 +274,7 @@ class RemoteLauncher:
         return self._status(name)
 
     def _is_started(self, control: Control, attempt: int) -> bool:
-        return control.newest != attempt or control.has(attempt, "engine.json") or control.has(attempt, "ended.json")
+        return control.newest != attempt or control.has(attempt, STARTED) or control.has(attempt, "ended.json")
 
     def _start(self, record: RemoteAttempt, secrets: Mapping[str, str]) -> None:
         """Have the engine start the attempt and note that it did; doing so twice finds the first one."""
@@ -293,7 +294,7 @@ class RemoteLauncher:
 
     def _note_started(self, record: RemoteAttempt, state: EngineState) -> None:
         started = Started(engine_id=record.engine_id, handle=state.handle, url=state.url)
-        key = JobKeys(record.spec.name).of(record.attempt, "engine.json")
+        key = JobKeys(record.spec.name).of(record.attempt, STARTED)
         with suppress(ObjectExistsError):
             self._store.create(key, canonical_json(started.dump()))
 

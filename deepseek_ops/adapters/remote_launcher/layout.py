@@ -33,6 +33,8 @@ from deepseek_ops.core.ports import ObjectInfo, ObjectStore
 from deepseek_ops.core.records import Name, Record
 
 NAMES = "job-names/"
+STARTED = "engine.json"
+"""That the engine was asked to start an attempt and said so, below the attempt."""
 
 
 class RemoteAttempt(Record):

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.remote_launcher.judging import Seen, judged
 from deepseek_ops.adapters.remote_launcher.layout import (
+    STARTED,
     Beat,
     Control,
     JobKeys,
@@ -90,13 +91,20 @@ class JobReader:
 
     def _live(self, name: str, control: Control, known: Mapping[str, EngineState]) -> JobStatus:
         record = self.attempt(control, control.newest)
-        engine = known.get(record.engine_id) or self._engine.state(record.engine_id)
-        if engine is None or engine.settled:
+        number, engine = record.attempt, known.get(record.engine_id)
+        while engine is None or engine.settled:
+            noted = control.has(number, STARTED)
+            engine = engine or self._engine.state(record.engine_id)
+            if engine is not None and not engine.settled:
+                break
             # What the agent wrote before its process ended may have come after the listing.
             control = self.control(name)
             end = self._end(control) or self._promoted(name, record)
             if end is not None:
                 return end
+            if engine is not None or noted or not control.has(number, STARTED):
+                break
+            # Started between the question and the listing: that the engine did not know it says nothing, ask again.
         seen = self._seen(name, control, record, engine)
         status = judged(seen, log=f"{self._store.uri}/{JobKeys(name).log}")
         self._enforce_stop(control, record, status)
@@ -121,7 +129,7 @@ class JobReader:
             beat=Beat.load(self.get(keys.of(number, beat))) if beat else None,
             beat_age=_age(files.get(beat), now),
             created_age=_age(control.created.get(number), now),
-            started_age=_age(files["engine.json"], now) if "engine.json" in files else None,
+            started_age=_age(files[STARTED], now) if STARTED in files else None,
             claimed="claim.json" in files,
             stop_reason=RemoteStop.load(self.get(keys.of(number, "stop.json"))).reason if stop else "",
             last_words=_last_line(self._engine.tail(record.engine_id)) if over else "",
