@@ -29,6 +29,7 @@ MODEL_REPOSITORY = Asset(
                 refs=["refs/heads/*"],
                 pipeline_file="deepseek.yaml",
                 poll_interval=5.0,
+                claimed=True,
             ),
         )
     ],
@@ -48,6 +49,7 @@ MODEL_TAGS = Asset(
                 refs=["refs/tags/*"],
                 pipeline_file="deepseek.yaml",
                 poll_interval=5.0,
+                claimed=True,
             ),
         )
     ],

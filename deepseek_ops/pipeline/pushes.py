@@ -97,12 +97,26 @@ def take(facts: Facts, pushes: Sequence[GitRef], *, run: str) -> Source | None:
     return None
 
 
+def is_claimed(facts: Facts, ref: GitRef) -> bool:
+    """Return whether a run has taken the push."""
+    return facts.get(CLAIM, _claim_key(ref)) is not None
+
+
+def unclaimed(facts: Facts, pushes: Sequence[GitRef], *, run: str) -> list[GitRef]:
+    """Return the pushes that no other run has taken; ``run`` has them now."""
+    return [push for push in pushes if claim(facts, push, run=run) == run]
+
+
 def claim(facts: Facts, ref: GitRef, *, run: str) -> str:
     """Take the push for ``run`` and return the run that has it: this one, or the one that came first."""
-    key = f"{ref.name}@{ref.commit}"
+    key = _claim_key(ref)
     try:
         facts.insert(CLAIM, key, {"run": run}, run=run)
     except ObjectExistsError:
         fact = facts.get(CLAIM, key)
         return str(fact.body["run"]) if fact is not None else run
     return run
+
+
+def _claim_key(ref: GitRef) -> str:
+    return f"{ref.name}@{ref.commit}"

@@ -15,14 +15,18 @@ from deepseek_ops.airflow.operators.source import payloads
 
 
 class ReadTagsOperator(DeepSeekOpsOperator):
-    """Return the tags whose events started this run, each as a :class:`~deepseek_ops.core.records.GitRef`; not ours."""
+    """Return the tags whose events started this run, each as a :class:`~deepseek_ops.core.records.GitRef`; not ours.
+
+    A tag that another run has taken is left out: watchers announce at least once.
+    """
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
-        from deepseek_ops.pipeline.pushes import pushes_of
+        from deepseek_ops.pipeline.pushes import pushes_of, unclaimed
         from deepseek_ops.pipeline.tags import is_own_tag
 
         pushed = pushes_of(payloads(context, MODEL_TAGS))
-        return [ref.dump() for ref in pushed if not is_own_tag(self.facts, ref)]
+        foreign = [ref for ref in pushed if not is_own_tag(self.facts, ref)]
+        return [ref.dump() for ref in unclaimed(self.facts, foreign, run=str(context["run_id"]))]
 
 
 class ResolveTagOperator(DeepSeekOpsOperator):

@@ -22,7 +22,9 @@ SHA-256 repository              as any other
 a commit the server refuses     looked up by the name of its ref, then in the branch's history; else asked again later
 repository renamed or moved     redirects on one host are followed; a connection with the new address goes on with the
                                 watermark as long as a remembered commit is found there, and begins afresh otherwise
-DAG paused, triggerer away      announced at the next start, as one move per ref
+DAG paused, triggerer away      announced at the next start, as one move per ref; Airflow ends the watcher of a paused
+                                DAG when it next parses the file, and what is announced until then starts no run: with
+                                ``claimed`` it is announced again at the next start
 triggerer killed                what it had fired in its last seconds may come again: consumers claim a push once
 ==============================  ========================================================================================
 """
@@ -69,6 +71,8 @@ class GitRefTrigger(WatchTrigger):
     :param debounce: seconds a ref must rest before its newest commit is announced, ten times that at most; the pushed
         pipeline file may ask for more.
     :param facts_conn_id: facts database through which webhooks wake this watcher; empty: polling only.
+    :param claimed: the DAGs that listen claim each push in the facts (``pipeline.pushes.claim``), so one that nobody
+        claimed started no run and is announced again when the watcher starts.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class GitRefTrigger(WatchTrigger):
         on_start: OnStart = "skip",
         debounce: float = 0.0,
         facts_conn_id: str = FactsHook.default_conn_name,
+        claimed: bool = False,
     ) -> None:
         super().__init__(asset_name=asset_name, poll_interval=poll_interval, on_start=on_start)
         self.git_conn_id = git_conn_id
@@ -93,6 +98,7 @@ class GitRefTrigger(WatchTrigger):
         self.after = None if after is None else dict(after)
         self.debounce = debounce
         self.facts_conn_id = facts_conn_id
+        self.claimed = claimed
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -108,6 +114,7 @@ class GitRefTrigger(WatchTrigger):
                 "on_start": self.on_start,
                 "debounce": self.debounce,
                 "facts_conn_id": self.facts_conn_id,
+                "claimed": self.claimed,
             },
         )
 
@@ -127,7 +134,11 @@ class GitRefTrigger(WatchTrigger):
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield one event for each watched ref that moved in a way the filters want, once it rests."""
         watch = GitWatch(
-            self._memory, after=self.after, announce=self.on_start == "announce", interval=self.poll_interval
+            self._memory,
+            after=self.after,
+            announce=self.on_start == "announce",
+            interval=self.poll_interval,
+            claimed=self.claimed,
         )
         async for snapshot in shared_stream:
             if watch.idle(snapshot):
@@ -135,6 +146,7 @@ class GitRefTrigger(WatchTrigger):
             there = self._watched(snapshot)
             if not await watch.begun(snapshot.remote, there):
                 continue
+            await watch.announce_again(there, self._unclaimed)
             refs = watch.due(watch.moved(snapshot.remote.url, there), snapshot.at)
             for start in range(0, max(len(refs), 1), BATCH):
                 fired = False
@@ -163,10 +175,16 @@ class GitRefTrigger(WatchTrigger):
             if later is not None:
                 snapshot.appointments.ask(later)
                 continue
-            watch.settle(ref)
+            watch.settle(ref, announced=wish.wanted)
             if wish.wanted:
                 found.append(ref)
         return found
+
+    async def _unclaimed(self, refs: Sequence[GitRef]) -> list[GitRef]:
+        from deepseek_ops.pipeline.pushes import is_claimed
+
+        facts = await asyncio.to_thread(lambda: FactsHook(self.facts_conn_id).facts)
+        return [ref for ref in refs if not await asyncio.to_thread(is_claimed, facts, ref)]
 
     def _watched(self, snapshot: RefSnapshot) -> dict[str, str]:
         from deepseek_ops.adapters.git.refs import matches

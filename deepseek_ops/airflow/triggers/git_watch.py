@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,12 @@ LONGEST_REST = 10.0
 """A ref that never rests is announced after this many times its debounce, counted from its first move."""
 PLACE = "repository"
 """Entry of the memory that holds the URL: no ref is called that."""
+ANNOUNCED = "announced"
+"""Entry of the memory with the newest announcements, as JSON: no ref is called that either."""
+REMEMBERED = 64
 WITNESSES = 3
+
+_REF = "refs/"
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +48,34 @@ class GitWatch:
     """What one watcher knows. ``seen`` maps each ref to the commit that counts as announced."""
 
     def __init__(
-        self, memory: Callable[[], Memory | None], *, after: Mapping[str, str] | None, announce: bool, interval: float
+        self,
+        memory: Callable[[], Memory | None],
+        *,
+        after: Mapping[str, str] | None,
+        announce: bool,
+        interval: float,
+        claimed: bool = False,
     ) -> None:
         self.seen: dict[str, str] = {}
         self._open = memory
         self._after = after
         self._announce = announce
         self._interval = interval
+        self._claimed = claimed
         self._memory: Memory | None = None
         self._stored: dict[str, str] | None = None
         self._moving: dict[str, _Moving] = {}
         self._refs: Mapping[str, str] | None = None
         self._url = ""
+        self._announced: dict[str, GitRef] = {}
+        """The newest move of each ref that was announced, the newest last."""
+        self._doubtful: list[GitRef] = []
+        """Announced by a watcher before this one: perhaps nobody listened."""
 
     def idle(self, snapshot: RefSnapshot) -> bool:
         """Return whether this snapshot can bring nothing: no ref moved, none is awaited, all is remembered."""
-        same = snapshot.refs is self._refs and not self._moving and self._kept() == self._stored
+        nothing = not self._moving and not self._doubtful and self._kept() == self._stored
+        same = snapshot.refs is self._refs and nothing
         self._refs = snapshot.refs
         return same
 
@@ -83,8 +101,32 @@ class GitWatch:
             log.warning("could not read the watermark; trying again with the next poll", exc_info=True)
             return False
         self._stored = dict(known)
-        self.seen = {name: commit for name, commit in known.items() if name != PLACE}
+        self.seen = {name: commit for name, commit in known.items() if name.startswith(_REF)}
+        self._doubtful = _announcements(known.get(ANNOUNCED, "")) if self._claimed else []
+        self._announced = {ref.name: ref for ref in self._doubtful}
         return True
+
+    async def announce_again(
+        self, there: Mapping[str, str], unclaimed: Callable[[Sequence[GitRef]], Awaitable[list[GitRef]]]
+    ) -> None:
+        """Forget the announcements of earlier watchers that ``unclaimed`` returns, so that they are made again.
+
+        Asks once, with what is still where it was announced. While it cannot be asked, each look tries again.
+        """
+        if not self._doubtful:
+            return
+        try:
+            resting = [ref for ref in self._doubtful if there.get(ref.name) == self.seen.get(ref.name) == ref.commit]
+            lost = await unclaimed(resting)
+        except Exception as error:  # noqa: BLE001  (facts that are away must not keep new pushes back)
+            log.warning("cannot tell yet which pushes were taken: %s", error)
+            return
+        self._doubtful = []
+        for ref in lost:
+            log.info("%s at %s was announced and taken by no run: announcing it again", ref.short, ref.commit[:12])
+            del self.seen[ref.name]
+            if ref.previous is not None:
+                self.seen[ref.name] = ref.previous
 
     def moved(self, url: str, there: Mapping[str, str]) -> list[GitRef]:
         """Return the refs that are new or elsewhere. A deleted one is forgotten: if it comes back, it is new."""
@@ -129,9 +171,14 @@ class GitWatch:
         moment = min(moving.since + debounce, moving.first + LONGEST_REST * debounce)
         return None if now >= moment else moment
 
-    def settle(self, ref: GitRef) -> None:
-        """Count the ref's commit as announced."""
+    def settle(self, ref: GitRef, *, announced: bool) -> None:
+        """Count the ref's commit as dealt with; ``announced`` tells whether anybody hears of it."""
         self.seen[ref.name] = ref.commit
+        if announced and self._claimed:
+            self._announced.pop(ref.name, None)
+            self._announced[ref.name] = ref
+            for name in list(self._announced)[:-REMEMBERED]:
+                del self._announced[name]
         self._moving.pop(ref.name, None)
 
     async def remember(self) -> None:
@@ -141,7 +188,11 @@ class GitWatch:
             self._stored = kept
 
     def _kept(self) -> dict[str, str]:
-        return {**self.seen, PLACE: self._url}
+        kept = {**self.seen, PLACE: self._url}
+        if self._announced:
+            moves = [[ref.name, ref.commit, ref.previous or ""] for ref in self._announced.values()]
+            kept[ANNOUNCED] = json.dumps([self._url, *moves])
+        return kept
 
     def _first(self, there: Mapping[str, str]) -> dict[str, str]:
         if self._after is not None:
@@ -152,7 +203,7 @@ class GitWatch:
         """Return whether a watermark belongs to this repository, which may have been renamed or moved since."""
         if known.get(PLACE, remote.url) == remote.url:
             return True
-        refs = {name: commit for name, commit in known.items() if name != PLACE}
+        refs = {name: commit for name, commit in known.items() if name.startswith(_REF)}
         if any(there.get(name) == commit for name, commit in refs.items()):
             return True
         for commit in sorted(set(refs.values()))[:WITNESSES]:
@@ -162,3 +213,13 @@ class GitWatch:
                 continue
             return True
         return False
+
+
+def _announcements(text: str) -> list[GitRef]:
+    """Return the moves that a memory's entry holds."""
+    from deepseek_ops.core.records import GitRef
+
+    if not text:
+        return []
+    url, *moves = json.loads(text)
+    return [GitRef(repository=url, name=name, commit=commit, previous=before or None) for name, commit, before in moves]
