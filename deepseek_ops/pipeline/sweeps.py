@@ -50,7 +50,7 @@ def study_of(config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model:
         "dataset": dataset.version,
         "environment": run.manifest.environment,
         "model": digest_of(canonical_json(dict(model))),
-        "training": config.training.model_dump(mode="json", exclude={"seed", "budget"}),
+        "training": config.training.model_dump(mode="json", exclude={"seed", "budget", "min_nodes"}),
         "sweep": config.sweep.model_dump(mode="json", exclude={"parallel"}),
     }
     return Study(name=f"{config.name}-{digest_of(canonical_json(identity))[:12]}", trials=config.num_trials)

@@ -105,7 +105,8 @@ def training_job(
 ) -> JobSpec:
     """Return the job of a training; ``blobs`` is asked for the commit's code where a script of it trains.
 
-    Alert rules travel beside the plan, because who is told does not decide the weights.
+    Alert rules travel beside the plan, because who is told does not decide the weights; nor does with how few machines
+    the training may go on, because the global batch stays.
     """
     payload: dict[str, JsonValue] = {
         "plan": plan.dump(),
@@ -119,6 +120,7 @@ def training_job(
         payload=payload,
         num_ranks=plan.nproc_per_node,
         num_nodes=plan.num_nodes,
+        min_nodes=config.training.min_nodes,
         max_restarts=3,
         timeout_seconds=_seconds_allowed(config, run, plan, device=device),
         grace_seconds=60,

@@ -71,6 +71,13 @@ class TestMeaning:
     def test_a_training_without_a_length_takes_one_epoch(self):
         assert load_pipeline("name: x", file="f").training.resolve().epochs == 1.0
 
+    @pytest.mark.parametrize(("engine", "warned"), [("ray", 0), ("slurm", 1)])
+    def test_fewer_machines_than_all_are_said_to_be_in_vain_where_no_engine_goes_on_with_them(self, engine, warned):
+        pipeline = load_pipeline(f"training: {{engine: {engine}, nodes: 4, min_nodes: 2}}", file="f")
+        assert pipeline.training.min_nodes == 2
+        assert ["training.min_nodes" in text for text in pipeline.warnings] == [True] * warned
+        assert load_pipeline(f"training: {{engine: {engine}, nodes: 4, min_nodes: 4}}", file="f").warnings == ()
+
     def test_user_datasets_stand_beside_the_built_in_ones(self):
         text = "validation: {datasets: {mine: {split: val, max_items: 5}}, stages: [{name: a, dataset: mine}]}"
         assert set(load_pipeline(text, file="f").validation.datasets) == {"mine", "small-test-set", "full-test-set"}
@@ -105,6 +112,9 @@ class TestOneProblem:
             ("training: {nodes: '2'}", "training.nodes", "got '2'"),
             ("training: {nodes: true}", "training.nodes", "got true"),
             ("training: {nodes: 0}", "training.nodes", "greater than or equal to 1"),
+            ("training: {nodes: 4, min_nodes: 3, engine: ray}", "training.min_nodes", "divisor of nodes: 1, 2, 4."),
+            ("training: {nodes: 2, min_nodes: 4, engine: ray}", "training.min_nodes", "cannot go on with 4"),
+            ("training: {nodes: 0, min_nodes: 3}", "training.nodes", "greater than or equal to 1"),
             ("training:", "training", "Give it a value, or remove the key."),
             ("training: {base: champion}", "training.base", "model://name/champion"),
             ("training: {model: ../secret.json}", "training.model", "without '..'"),

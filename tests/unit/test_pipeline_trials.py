@@ -24,7 +24,9 @@ from deepseek_ops.pipeline.sweeps import (
     trial_plan,
     trials_of,
 )
+from deepseek_ops.pipeline.trainings import training_job
 from deepseek_ops.pipeline.trials import diverged, objective, trial_curve
+from deepseek_ops.training import plan_training
 
 EXAMPLE = Path(__file__).parents[2] / "include" / "examples" / "tiny-deepseek" / "deepseek.yaml"
 MODEL = {"model_type": "deepseek_v3", "hidden_size": 64, "vocab_size": 512}
@@ -111,6 +113,18 @@ def test_a_trial_of_another_final_seed_is_the_same_job(config, run):
         for seed in (1, 2)
     }
     assert len(jobs) == 1
+
+
+def test_with_how_few_machines_a_training_goes_on_is_its_job_s_and_changes_neither_weights_nor_study(config, run):
+    elastic = config.with_overrides({"training.engine": "ray", "training.nodes": 2, "training.min_nodes": 1})
+    rigid = config.with_overrides({"training.engine": "ray", "training.nodes": 2})
+    jobs = [
+        training_job(one, run, plan_training(one, dataset=DATASET, model=MODEL, values={"learning_rate": 0.002}))
+        for one in (elastic, rigid)
+    ]
+    assert [(job.num_nodes, job.min_nodes) for job in jobs] == [(2, 1), (2, None)]
+    assert jobs[0].name == jobs[1].name
+    assert study_of(elastic, run, DATASET, MODEL) == study_of(rigid, run, DATASET, MODEL)
 
 
 def test_a_sweep_without_a_finished_trial_says_what_became_of_them(config, run):

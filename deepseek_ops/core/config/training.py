@@ -28,6 +28,8 @@ _BUNDLE_URI = re.compile(r"s3://[A-Za-z0-9._-]{1,63}/[^\x00-\x20?#@]+")
 DEFAULT_LEARNING_RATE = 3e-4
 DEFAULT_SAMPLES_PER_RANK = 8
 _WORLD_PLACES: tuple[Place, ...] = (("nodes",), ("gpus_per_node",))
+_ELASTIC_ENGINES = ("ray",)
+"""Engines that go on with fewer machines; the others begin again with all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Training(Config):
         default="local", description="Where the ranks run."
     )
     nodes: int = Field(default=1, ge=1, le=10_000, description="Machines.")
+    min_nodes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest machines to go on with after a loss, a divisor of nodes (engine ray); none = all of them.",
+    )
     gpus_per_node: int = Field(default=1, ge=1, le=64, description="Ranks per machine; CPU ranks without GPUs.")
     deepspeed: Json = Field(default_factory=dict, description="DeepSpeed keys, merged over ours; conflicts are errors.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Number format of the computation.")
@@ -148,11 +155,25 @@ class Training(Config):
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> Training:
-        problems = self._indivisible()
+    def _fits(self, info: ValidationInfo) -> Training:
+        problems = [*self._indivisible(), *self._inelastic()]
         if problems:
             raise Problems(tuple(problems))
+        if self.min_nodes not in (None, self.nodes) and self.engine not in _ELASTIC_ENGINES:
+            warn(
+                info,
+                f"training.min_nodes: engine {self.engine} does not go on with fewer machines; a training that loses "
+                f"one begins again with {self.nodes} from its last checkpoint",
+            )
         return self
+
+    def _inelastic(self) -> list[Problem]:
+        """Say that min_nodes is no size the training can have: every rank's share of a batch must stay whole."""
+        if self.min_nodes is None or self.nodes % self.min_nodes == 0:
+            return []
+        sizes = ", ".join(str(size) for size in range(1, self.nodes + 1) if self.nodes % size == 0)
+        text = f"a training of {self.nodes} machines cannot go on with {self.min_nodes}."
+        return [Problem(("min_nodes",), text, f"Use a divisor of nodes: {sizes}.", needs=(("nodes",),))]
 
     def _indivisible(self) -> list[Problem]:
         world = self.nodes * self.gpus_per_node
