@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,8 @@ from pydantic import JsonValue
 
 from deepseek_ops.embedded.processes import GuardedProcess, ServerStartError, free_port
 
+TRIES = 4
+"""How often a call is made that timed out: half a minute each, on a machine that has other work."""
 HEALTHY_COMPONENTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
@@ -163,7 +166,7 @@ class AirflowClient:
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self._url = url
-        self._login = {"username": username, "password": password}
+        self._login: dict[str, JsonValue] = {"username": username, "password": password}
         self._http = httpx.Client(base_url=url, timeout=30)
         self._token = ""
 
@@ -212,11 +215,11 @@ class AirflowClient:
     ) -> dict[str, JsonValue]:
         for attempt in (1, 2):
             if not self._token:
-                answer = self._http.post("/auth/token", json=self._login)
+                answer = self._answer("POST", "/auth/token", json=self._login)
                 answer.raise_for_status()
                 self._token = str(answer.json()["access_token"])
             headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-            answer = self._http.request(method, f"/api/v2{path}", params=params, json=body, headers=headers)
+            answer = self._answer(method, f"/api/v2{path}", params=params, json=body, headers=headers)
             if answer.status_code == httpx.codes.UNAUTHORIZED and attempt == 1:
                 self._token = ""
                 continue
@@ -224,6 +227,23 @@ class AirflowClient:
         answer.raise_for_status()
         parsed: dict[str, JsonValue] = answer.json() if answer.content else {}
         return parsed
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: Mapping[str, JsonValue] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Return the answer; a server that is too busy is asked again where asking twice changes nothing."""
+        request = self._http.build_request(method, path, params=params, json=json, headers=headers)
+        tries = 1 if method == "POST" and path != "/auth/token" else TRIES
+        for _ in range(tries - 1):
+            with suppress(httpx.TimeoutException):
+                return self._http.send(request)
+        return self._http.send(request)
 
 
 def rows(answer: Mapping[str, JsonValue], key: str) -> list[dict[str, JsonValue]]:
