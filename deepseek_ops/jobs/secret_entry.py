@@ -32,8 +32,8 @@ class BadSecretError(PermanentError):
 def fetch(arn: str) -> dict[str, str]:
     """Return the variables that the secret holds. Raises BadSecretError and the errors of ``asked``."""
     try:
-        import boto3  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
+        import boto3
+        from botocore.config import Config
     except ImportError as error:
         raise MissingDependencyError("boto3", "amazon", "reading a job's secrets") from error
     parts = arn.split(":")

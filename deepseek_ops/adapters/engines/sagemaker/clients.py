@@ -42,6 +42,12 @@ _ACCESS = frozenset(
         "UnrecognizedClientException",
     }
 )
+CLIENT_CONFIG: Mapping[str, object] = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"mode": "standard", "max_attempts": 5},
+}
+"""What every client is bounded by: a task that waits for an answer holds a worker."""
 Answer = Mapping[str, object]
 
 
@@ -82,12 +88,12 @@ class AwsClients:
 def open_clients(region: str = "") -> AwsClients:
     """Return clients with the credentials of this process; nothing is contacted yet. Raises MissingDependencyError."""
     try:
-        import boto3  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
+        import boto3
+        from botocore.config import Config
     except ImportError as error:
         raise MissingDependencyError("boto3", "amazon", "running jobs on SageMaker") from error
     session = boto3.Session(region_name=region or None)
-    bounded = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "max_attempts": 5})
+    bounded = Config(**CLIENT_CONFIG)
     return AwsClients(
         sagemaker=session.client("sagemaker", config=bounded),
         secrets=session.client("secretsmanager", config=bounded),
@@ -98,7 +104,7 @@ def open_clients(region: str = "") -> AwsClients:
 
 def asked(what: str, ask: Callable[[], T], *, otherwise: tuple[str, ...] = ()) -> T | None:
     """Return the answer; None for an error whose code, or the beginning of whose message, is in ``otherwise``."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
     try:
         return ask()
