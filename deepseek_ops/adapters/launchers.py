@@ -15,6 +15,7 @@ from deepseek_ops.core.errors import ConfigError, InvalidRecordError, PermanentE
 from deepseek_ops.core.records import Record
 
 if TYPE_CHECKING:
+    from deepseek_ops.adapters.engines.sagemaker import AwsClients
     from deepseek_ops.core.ports import Engine, Launcher, ObjectStore
 
 EngineName = Literal["local", "ray", "slurm", "kubernetes", "sagemaker"]
@@ -71,10 +72,17 @@ class LauncherSecrets:
 
 StoreAccess = Callable[[], "tuple[ObjectStore, Mapping[str, str]]"]
 """Gives the store of the jobs' state, and the variables that open it on the machines."""
+AwsAccess = Callable[[str], "AwsClients"]
+"""Gives the clients of an account in a region; an empty region is the account's own."""
 
 
 def open_launcher(
-    settings: LauncherSettings, *, store: StoreAccess, secrets: LauncherSecrets | None = None, where: str = "launcher"
+    settings: LauncherSettings,
+    *,
+    store: StoreAccess,
+    secrets: LauncherSecrets | None = None,
+    aws: AwsAccess | None = None,
+    where: str = "launcher",
 ) -> Launcher:
     """Return the launcher that the settings describe; nothing is contacted yet.
 
@@ -82,6 +90,7 @@ def open_launcher(
         settings: The engine and what it is used with.
         store: Asked by scale-out engines, whose jobs live in the store.
         secrets: What opens the engine.
+        aws: Opens the account that SageMaker is used in; None = with the credentials of this process.
         where: Names the settings in errors, such as ``connection 'x'``.
 
     Raises:
@@ -96,7 +105,7 @@ def open_launcher(
     from deepseek_ops.adapters.remote_launcher import NodeShape, RemoteLauncher
 
     try:
-        engine = _engine(settings, secrets or LauncherSecrets(), where)
+        engine = _engine(settings, secrets or LauncherSecrets(), aws, where)
         shape = NodeShape.load(settings.machine)
     except InvalidRecordError as error:
         raise LauncherSettingsError(
@@ -118,7 +127,7 @@ def launcher_from_file(path: Path, *, store: StoreAccess) -> Launcher:
     )
 
 
-def _engine(settings: LauncherSettings, secrets: LauncherSecrets, where: str) -> Engine:
+def _engine(settings: LauncherSettings, secrets: LauncherSecrets, aws: AwsAccess | None, where: str) -> Engine:
     if settings.engine == "ray":
         return _ray(settings, secrets, where)
     if settings.engine == "slurm":
@@ -134,7 +143,7 @@ def _engine(settings: LauncherSettings, secrets: LauncherSecrets, where: str) ->
     from deepseek_ops.adapters.engines.sagemaker import SageMakerEngine, SageMakerSettings, open_clients
 
     account = SageMakerSettings.load(settings.options)
-    return SageMakerEngine(open_clients(account.region), account)
+    return SageMakerEngine((aws or open_clients)(account.region), account)
 
 
 def _ray(settings: LauncherSettings, secrets: LauncherSecrets, where: str) -> Engine:

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from deepseek_ops.core.errors import PermanentError
 
 if TYPE_CHECKING:
+    from deepseek_ops.adapters.engines.sagemaker import AwsClients
     from deepseek_ops.adapters.environments import VenvCache
     from deepseek_ops.adapters.envoy import EnvoyGateway
     from deepseek_ops.adapters.git import GitRepository
@@ -266,7 +267,11 @@ class LauncherHook(PortHook):
     """The engine behind a ``deepseek_launcher`` connection.
 
     Extra ``engine`` = ``local`` (host = folder of its jobs), ``ray`` (host = URL of the dashboard, password = token,
-    extra ``seal_key``) or ``slurm``; extras ``machine`` and ``options`` are described by ``LauncherSettings``.
+    extra ``seal_key``), ``slurm``, ``kubernetes`` or ``sagemaker``; extras ``machine`` and ``options`` are described by
+    ``LauncherSettings``.
+
+    Extra ``aws_conn_id`` names the Airflow connection whose account SageMaker is used in, with its region and the role
+    it assumes; without it the machine's own credentials hold.
     """
 
     conn_name_attr = "launcher_conn_id"
@@ -291,7 +296,8 @@ class LauncherHook(PortHook):
         secrets = LauncherSecrets(
             token=str(self.connection.password or ""), seal_key=str(self.extra.get("seal_key") or "")
         )
-        return open_launcher(self.settings(), store=self._store, secrets=secrets, where=f"connection {self.conn_id!r}")
+        where, aws = f"connection {self.conn_id!r}", self._aws if self.extra.get("aws_conn_id") else None
+        return open_launcher(self.settings(), store=self._store, secrets=secrets, aws=aws, where=where)
 
     def settings(self) -> LauncherSettings:
         """Return what the connection says about the engine. Raises ConnectionFieldError."""
@@ -310,6 +316,11 @@ class LauncherHook(PortHook):
     def _store(self) -> tuple[ObjectStore, Mapping[str, str]]:
         hook = StoreHook(str(self.extra.get("store_conn_id") or StoreHook.default_conn_name))
         return hook.store, hook.environment()
+
+    def _aws(self, region: str) -> AwsClients:
+        from deepseek_ops.airflow.hooks_aws import AwsAccountHook
+
+        return AwsAccountHook(str(self.extra["aws_conn_id"])).clients(region)
 
     def environments(self) -> VenvCache:
         """Return this machine's cache of environments; extra ``environments_gib`` is how large it may grow."""
