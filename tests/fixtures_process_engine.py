@@ -107,7 +107,8 @@ class ProcessEngine:
         statuses = [process.returncode for process in run.processes]
         worst = max((status for status in statuses if status is not None), key=abs, default=None)
         over = phase not in (EnginePhase.PENDING, EnginePhase.RUNNING)
-        return EngineState(id=name, phase=phase, handle=f"process-{name}", exit_status=worst if over else None)
+        status, page = worst if over else None, f"http://engine.example/{name}"
+        return EngineState(id=name, phase=phase, handle=f"process-{name}", exit_status=status, url=page)
 
     def cancel(self, name: str, *, grace_seconds: float) -> None:
         """Send SIGTERM, and SIGKILL after the grace."""

@@ -104,13 +104,14 @@ def open_launcher(
         return LocalLauncher(Path(settings.address).expanduser())
     from deepseek_ops.adapters.remote_launcher import NodeShape, RemoteLauncher
 
+    what = "machine"
     try:
+        # An engine's own image is that of jobs that name none: said here, it may follow the environment, too.
+        shape = NodeShape.load({"image": settings.options.get("image", ""), **settings.machine})
+        what = f"options of {settings.engine}"
         engine = _engine(settings, secrets or LauncherSecrets(), aws, where)
-        shape = NodeShape.load(settings.machine)
     except InvalidRecordError as error:
-        raise LauncherSettingsError(
-            where, f"options of {settings.engine}", f"cannot be used: {error.problem}"
-        ) from None
+        raise LauncherSettingsError(where, what, f"cannot be used: {error.problem}") from None
     opened, access = store()
     return RemoteLauncher(opened, engine, shape=shape, access=access)
 

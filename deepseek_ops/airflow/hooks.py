@@ -270,6 +270,10 @@ class LauncherHook(PortHook):
     extra ``seal_key``), ``slurm``, ``kubernetes`` or ``sagemaker``; extras ``machine`` and ``options`` are described by
     ``LauncherSettings``.
 
+    ``machine.image`` is the container image of the jobs: a plain name, or one such as
+    ``registry/trainer:{environment}``, where the tag is the short key of the run's environment, as ``image_tag`` names
+    it. The engine ``local`` has a venv for each environment instead.
+
     Extra ``aws_conn_id`` names the Airflow connection whose account SageMaker is used in, with its region and the role
     it assumes; without it the machine's own credentials hold.
     """

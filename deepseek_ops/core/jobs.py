@@ -40,6 +40,9 @@ class JobSpec(Record):
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Variables that are not secret.")
     python: str = Field(default="", description="Interpreter of the job's environment; empty = the launcher's own.")
+    environment_key: str | None = Field(
+        default=None, description="Key of the environment it asks for, where an engine's image follows it."
+    )
     memory_bytes: int | None = Field(default=None, gt=0, description="Address-space limit of sandboxed jobs.")
 
 

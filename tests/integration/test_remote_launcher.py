@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import fixtures_remote
 import pytest
@@ -15,14 +16,18 @@ from fixtures_launcher import job, settled, until
 from fixtures_process_engine import EngineAwayError
 from fixtures_remote import Cluster, living
 
+from deepseek_ops.adapters.launchers import LauncherSettings
 from deepseek_ops.adapters.local_launcher import JobNotSettledError
-from deepseek_ops.adapters.remote_launcher import judging, reap
+from deepseek_ops.adapters.remote_launcher import NodeShape, RemoteLauncher, judging, reap
 from deepseek_ops.adapters.remote_launcher import launcher as launching
 from deepseek_ops.adapters.remote_launcher.asking import new_engine_id
 from deepseek_ops.adapters.remote_launcher.layout import JobKeys
 from deepseek_ops.adapters.stores.local import LocalStore
+from deepseek_ops.airflow.operators.environments import submit
 from deepseek_ops.core.jobs import EngineJob, EnginePhase, JobPhase
 from deepseek_ops.core.ports import ObjectInfo
+from deepseek_ops.core.records import GitRef, RunManifest
+from deepseek_ops.pipeline.runs import RunPlan
 
 cluster = fixtures_remote.cluster
 
@@ -120,6 +125,41 @@ class TestSubmit:
         assert cluster.launcher().result(spec.name)["secret_length"] == len("s3same-open-very")
         assert not [text for text in cluster.texts() if b"s3same-open-very" in text]
         assert "s3same-open-very" not in str(cluster.engine.runs[cluster.engine_id(spec.name)].job.dump())
+
+    def test_a_runs_job_takes_the_key_of_its_environment_to_the_image_of_its_machines(self, cluster: Cluster) -> None:
+        cluster.engine.hold = True
+        source = GitRef(repository="https://host/m.git", name="refs/heads/main", commit="1" * 40)
+        manifest = RunManifest(
+            name="tiny", source=source, tree="2" * 40, config_digest="3" * 64, environment="ab" * 16, software="1"
+        )
+        shape = NodeShape(image="host/trainer:{environment}")
+        operator = SimpleNamespace(
+            run=RunPlan(manifest=manifest, code="4" * 64).dump(),
+            launcher=RemoteLauncher(cluster.store, cluster.engine, shape=shape, access={}),
+            launcher_hook=SimpleNamespace(settings=lambda: LauncherSettings(engine="kubernetes")),
+            store_hook=SimpleNamespace(environment=dict),
+        )
+        spec = job("echo")
+        submit(operator, spec, stopped=lambda: False)
+        assert cluster.engine.runs[cluster.engine_id(spec.name)].job.image == "host/trainer:abababababab"
+
+    def test_the_page_is_the_newest_attempts_in_the_engines_own_interface(self, cluster: Cluster) -> None:
+        spec, launcher = job("echo"), cluster.launcher()
+        assert launcher.page(spec.name) == "", "nobody has heard of it"
+        cluster.engine.hold = True
+        cluster.engine.before_start = killed
+        with pytest.raises(Killed):
+            launcher.submit(spec)
+        assert cluster.launcher().page(spec.name) == "", "the engine has not begun with it"
+        launcher.submit(spec)
+        assert cluster.launcher().page(spec.name) == f"http://engine.example/{cluster.engine_id(spec.name)}"
+        launcher.stop(spec.name, "not needed")
+        assert launcher.submit(spec).attempt == 2
+        assert launcher.page(spec.name) == f"http://engine.example/{cluster.engine_id(spec.name, 2)}"
+        launcher.stop(spec.name, "not needed")
+        assert launcher.page(spec.name), "a job that has ended can be looked at still"
+        launcher.retire(spec.name)
+        assert launcher.page(spec.name) == ""
 
 
 class TestMachines:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
+from deepseek_ops.adapters.environments.images import image_tag
+from deepseek_ops.adapters.launchers import LauncherSettings, LauncherSettingsError, open_launcher
 from deepseek_ops.adapters.remote_launcher.asking import NodeShape, engine_job, is_of_store, new_engine_id
+from deepseek_ops.adapters.remote_launcher.errors import NoEnvironmentError
 from deepseek_ops.adapters.remote_launcher.judging import SETTLE_SECONDS, START_SECONDS, Seen, judged
 from deepseek_ops.adapters.remote_launcher.layout import Beat, RemoteAttempt
 from deepseek_ops.core.jobs import EnginePhase, EngineState, JobPhase, JobSpec
@@ -66,6 +71,30 @@ def test_the_engine_is_asked_for_what_the_job_needs_and_its_limit_comes_after_th
     assert asked.timeout_seconds > SPEC.timeout_seconds + SPEC.grace_seconds
     other = engine_job(RECORD.evolve(spec=SPEC.evolve(kind="evaluate", python="/own/python")), shape)
     assert (other.gpus_per_node, other.ranks_per_node, other.command[0]) == (0, 1, "/own/python")
+
+
+def test_an_image_follows_the_environment_of_the_run_as_its_tag_does() -> None:
+    key = "0123456789abcdef" * 2
+    shape = NodeShape(image="host:5000/team/trainer:{environment}")
+    of_run = engine_job(RECORD.evolve(spec=SPEC.evolve(environment_key=key)), shape)
+    assert of_run.image == image_tag("host:5000/team/trainer", key) == "host:5000/team/trainer:0123456789ab"
+    assert engine_job(RECORD, NodeShape(image="plain@sha256:" + "a" * 64)).image == "plain@sha256:" + "a" * 64
+    with pytest.raises(NoEnvironmentError, match=r"job job belongs to no run.*without {environment}"):
+        engine_job(RECORD, shape)
+
+
+@pytest.mark.parametrize("image", ["x:{key}", "x:{environment!r}", "x:{environment:3}", "x:{}", "x:{environment", "x}"])
+def test_another_placeholder_in_an_image_is_refused_with_the_one_there_is(image: str) -> None:
+    for settings in (
+        {"engine": "slurm", "machine": {"image": image}},
+        {"engine": "kubernetes", "address": "https://127.0.0.1:1", "options": {"image": image}},
+    ):
+        with pytest.raises(LauncherSettingsError, match=r"machine cannot be used: image=.*\{environment\} is the one"):
+            open_launcher(LauncherSettings.load(settings), store=_no_store)
+
+
+def _no_store() -> NoReturn:
+    raise AssertionError("nothing is opened for settings that cannot be used")
 
 
 def test_an_engines_id_says_whose_it_is_and_is_never_the_same_twice() -> None:

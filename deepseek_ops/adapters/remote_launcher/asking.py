@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import string
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from deepseek_ops.adapters.remote_launcher.errors import NoEnvironmentError
 from deepseek_ops.adapters.remote_launcher.layout import RemoteAttempt
 from deepseek_ops.core.jobs import EngineJob, JobSpec
 from deepseek_ops.core.records import Record
@@ -24,7 +26,31 @@ class NodeShape(Record):
     cpus_per_rank: int = Field(default=1, ge=1)
     gpus_per_rank: int = Field(default=0, ge=0, description="Of train jobs.")
     memory_bytes: int | None = Field(default=None, gt=0, description="Per node.")
-    image: str = Field(default="", description="Container image where the engine runs containers.")
+    image: str = Field(
+        default="",
+        description="Container image where the engine runs containers; {environment} in it is the run's short "
+        "environment key, as in registry/trainer:{environment}.",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _known_placeholders(cls, value: str) -> str:
+        try:
+            found = [part[1:] for part in string.Formatter().parse(value) if part[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"{error}; {{environment}} is the one placeholder") from None
+        unknown = [name for name, form, how in found if (name, form, how) != ("environment", "", None)]
+        if unknown:
+            raise ValueError(f"{{{unknown[0]}}} is no placeholder; {{environment}} is the one there is")
+        return value
+
+    def image_for(self, spec: JobSpec) -> str:
+        """Return the image of a job: of its environment where the name has a placeholder. Raises NoEnvironmentError."""
+        if "{" in self.image and not spec.environment_key:
+            raise NoEnvironmentError(spec.name, self.image)
+        from deepseek_ops.adapters.environments.images import TAG_DIGITS
+
+        return self.image.format(environment=(spec.environment_key or "")[:TAG_DIGITS])
 
 
 def store_tag(uri: str) -> str:
@@ -66,7 +92,7 @@ def engine_job(record: RemoteAttempt, shape: NodeShape) -> EngineJob:
         timeout_seconds=spec.timeout_seconds + spec.grace_seconds + MARGIN_SECONDS,
         grace_seconds=spec.grace_seconds,
         environment=spec.environment,
-        image=shape.image,
+        image=shape.image_for(spec),
     )
 
 

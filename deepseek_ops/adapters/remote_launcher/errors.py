@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepseek_ops.core.errors import TransientError
+from deepseek_ops.core.errors import PermanentError, TransientError
 
 
 @dataclass(eq=False)
@@ -26,3 +26,17 @@ class RequestRaceError(TransientError):
 
     def __str__(self) -> str:
         return f"others asked something of job {self.job} at the same time, again and again; ask again."
+
+
+@dataclass(eq=False)
+class NoEnvironmentError(PermanentError):
+    """A job of no run, on an engine whose image follows the run's environment."""
+
+    job: str
+    image: str
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job} belongs to no run with an environment, which image {self.image!r} of its engine follows; "
+            "give its connection an image without {environment}, or send the job to another launcher."
+        )

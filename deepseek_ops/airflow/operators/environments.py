@@ -37,9 +37,12 @@ def submit(operator: DeepSeekOpsOperator, job: JobSpec, *, stopped: Callable[[],
 def _submit_remote(operator: DeepSeekOpsOperator, job: JobSpec, secrets: Mapping[str, str]) -> JobStatus:
     """Submit to machines that are not ours to build on: the engine's interpreter or image is the environment.
 
-    What really ran is compared with the lock afterwards, as everywhere (``note_what_ran``).
+    The key of the run's environment goes with the job, for an image whose tag follows it. What really ran is compared
+    with the lock afterwards, as everywhere (``note_what_ran``).
     """
-    status: JobStatus = operator.launcher.submit(job, secrets=secrets)
+    run = _run_of(operator)
+    keyed = job if run is None else job.evolve(environment_key=run.manifest.environment)
+    status: JobStatus = operator.launcher.submit(keyed, secrets=secrets)
     return status
 
 
