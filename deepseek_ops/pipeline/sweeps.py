@@ -45,7 +45,10 @@ class NoTrialCompletedError(PermanentError):
 
 
 def study_of(config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model: Mapping[str, JsonValue]) -> Study:
-    """Return the study: everything that decides its trials goes into its name."""
+    """Return the study: everything that decides its trials goes into its name.
+
+    The base is in it by its digest, because the name that the pipeline file has for it may come to mean another model.
+    """
     identity: dict[str, JsonValue] = {
         "dataset": dataset.version,
         "environment": run.manifest.environment,
@@ -53,6 +56,8 @@ def study_of(config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model:
         "training": config.training.model_dump(mode="json", exclude={"seed", "budget", "min_nodes"}),
         "sweep": config.sweep.model_dump(mode="json", exclude={"parallel"}),
     }
+    if run.manifest.base:
+        identity["base"] = run.manifest.base
     return Study(name=f"{config.name}-{digest_of(canonical_json(identity))[:12]}", trials=config.num_trials)
 
 
@@ -115,10 +120,27 @@ def trial_job(plan: TrainingPlan) -> JobSpec:
 
 
 def trial_plan(
-    config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model: Mapping[str, JsonValue], trial: Trial
+    config: PipelineFile,
+    run: RunPlan,
+    dataset: DatasetVersion,
+    model: Mapping[str, JsonValue],
+    trial: Trial,
+    *,
+    replayed: Sequence[DatasetVersion] = (),
 ) -> TrainingPlan:
-    """Return the training of one trial: the same code path as the real one, shorter and on one rank."""
-    plan = plan_trial(config, dataset=dataset, model=model, values=trial.values, environment=run.manifest.environment)
+    """Return the training of one trial: the same code path as the real one, shorter and on one rank.
+
+    It goes on from the run's base; ``replayed`` is what ``replayed_datasets`` says of the run.
+    """
+    plan = plan_trial(
+        config,
+        dataset=dataset,
+        model=model,
+        values=trial.values,
+        base=run.base,
+        base_datasets=replayed,
+        environment=run.manifest.environment,
+    )
     # The sweep has a seed of its own: repeating the final training with another one keeps the trials.
     return plan.evolve(seed=config.sweep.seed)
 

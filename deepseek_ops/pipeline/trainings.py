@@ -67,19 +67,25 @@ def training_plan(
     ``datasets`` is asked for what the run's base was trained on, where some of it is replayed; ``blobs`` for
     the commit's code, where a script of it trains.
     """
-    replayed = config.training.replay > 0 and run.base is not None and run.base_dataset
     plan = plan_training(
         config,
         dataset=dataset,
         model=model,
         values=values,
         base=run.base,
-        base_datasets=(datasets.load(run.base_dataset),) if replayed else (),
+        base_datasets=replayed_datasets(config, run, datasets),
         environment=run.manifest.environment,
         nonce=run.nonce,
     )
     script = training_script(config, run, blobs)
     return plan if script is None else scripted(plan, script)
+
+
+def replayed_datasets(config: PipelineFile, run: RunPlan, datasets: DatasetRepository) -> tuple[DatasetVersion, ...]:
+    """Return what the run's base was trained on where some of it is replayed, in the training and in its trials."""
+    if not config.training.replay or run.base is None or not run.base_dataset:
+        return ()
+    return (datasets.load(run.base_dataset),)
 
 
 def training_script(config: PipelineFile, run: RunPlan, blobs: Blobs) -> TrainingScript | None:

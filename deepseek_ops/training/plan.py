@@ -80,14 +80,24 @@ def plan_trial(
     dataset: DatasetVersion,
     model: Mapping[str, JsonValue],
     values: Mapping[str, JsonValue] | None = None,
+    base: FileSet | None = None,
+    base_datasets: Sequence[DatasetVersion] = (),
     environment: str = "",
 ) -> TrainingPlan:
     """Return the plan of one trial: the same training on one rank, ``sweep.max_steps`` long, without a model.
 
-    The global batch stays that of the real training, so the values a trial finds hold for it. Raises as
-    ``plan_training`` does.
+    The global batch stays that of the real training, and a trial begins where that begins, at the base and with the
+    same replay: the values a trial finds hold for it. Raises as ``plan_training`` does.
     """
-    plan = plan_training(config, dataset=dataset, model=model, values=values, environment=environment)
+    plan = plan_training(
+        config,
+        dataset=dataset,
+        model=model,
+        values=values,
+        base=base,
+        base_datasets=base_datasets,
+        environment=environment,
+    )
     hyperparameters = config.training.resolve(values, max_steps=config.sweep.max_steps)
     trial = plan.evolve(
         purpose="trial",

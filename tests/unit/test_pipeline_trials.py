@@ -9,7 +9,16 @@ import pytest
 
 from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.core.config import load_pipeline
-from deepseek_ops.core.records import Checkpoint, DatasetVersion, FileSet, GitRef, RunManifest, Trial
+from deepseek_ops.core.records import (
+    Checkpoint,
+    DatasetVersion,
+    FileEntry,
+    FileSet,
+    GitRef,
+    ReplayPlan,
+    RunManifest,
+    Trial,
+)
 from deepseek_ops.pipeline.changes import ChangeSummary
 from deepseek_ops.pipeline.forecast import explain_plan
 from deepseek_ops.pipeline.once import job_name, remember, remembered
@@ -113,6 +122,23 @@ def test_a_trial_of_another_final_seed_is_the_same_job(config, run):
         for seed in (1, 2)
     }
     assert len(jobs) == 1
+
+
+def test_a_trial_of_an_incremental_training_goes_on_from_the_base_as_the_training_does(config, run):
+    keys = {"training.base": "model://tiny/champion", "training.replay": 0.25, "sweep.max_steps": 8}
+    incremental = config.with_overrides(keys)
+    weights = FileSet(files=(FileEntry(path="model.safetensors", size=1, digest="e" * 64),))
+    old = DATASET.evolve(version="f" * 64)
+    based = run.evolve(manifest=run.manifest.evolve(base="d" * 64), base=weights, base_dataset=old.version)
+    values = {"learning_rate": 0.002}
+    trial = Trial(study="s", number=0, values=values)
+    plan = trial_plan(incremental, based, DATASET, MODEL, trial, replayed=(old,))
+    final = plan_training(incremental, dataset=DATASET, model=MODEL, values=values, base=weights, base_datasets=(old,))
+    assert plan.base == final.base == weights
+    assert (plan.rewarm, plan.replay) == (final.rewarm, final.replay) == (0.5, ReplayPlan(datasets=(old,), share=0.25))
+    assert (plan.purpose, plan.hyperparameters.max_steps) == ("trial", 8)
+    moved = based.evolve(manifest=run.manifest.evolve(base="c" * 64))
+    assert study_of(incremental, based, DATASET, MODEL) != study_of(incremental, moved, DATASET, MODEL)
 
 
 def test_with_how_few_machines_a_training_goes_on_is_its_job_s_and_changes_neither_weights_nor_study(config, run):

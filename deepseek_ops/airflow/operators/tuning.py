@@ -69,7 +69,7 @@ class RunTrialOperator(JobOperator):
         from deepseek_ops.core.records import DatasetVersion
         from deepseek_ops.pipeline.runs import RunPlan
         from deepseek_ops.pipeline.sweeps import draw, settle, study_of, trial_plan
-        from deepseek_ops.pipeline.trainings import model_config
+        from deepseek_ops.pipeline.trainings import model_config, replayed_datasets
 
         run = RunPlan.load(as_object(self.run))
         dataset = DatasetVersion.load(as_object(self.dataset))
@@ -82,7 +82,8 @@ class RunTrialOperator(JobOperator):
         if self._trial.state != "running":
             self.log.info("known already: %s, %s", self._trial.state, self._trial.objective)
             return self._trial.evolve(reused=True).dump()
-        self._plan = trial_plan(self._config, run, dataset, self._model, self._trial)
+        replayed = replayed_datasets(self._config, run, self.store_hook.datasets)
+        self._plan = trial_plan(self._config, run, dataset, self._model, self._trial, replayed=replayed)
         try:
             settled: Trial = super().execute(context)
         except (JobStoppedError, JobFailedError) as error:
