@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from deepseek_ops.core.config import InvalidPipelineError, PipelineFile, load_pipeline
+from deepseek_ops.core.config.alert_actions import ACTS, NOTIFICATIONS
 from deepseek_ops.core.quantities import Span
 from deepseek_ops.core.records import Hyperparameters
 
@@ -32,6 +34,8 @@ class TestMeaning:
         pipeline = load_pipeline(FULL.read_bytes(), file=FULL.name)
         assert pipeline.warnings == ()
         assert pipeline.alerts[0].hold == Span(steps=3)
+        shown = {action.type for alert in pipeline.alerts for action in alert.actions}
+        assert shown == {get_args(kind.model_fields["type"].annotation)[0] for kind in (*ACTS, *NOTIFICATIONS)}
         assert pipeline.validation.stages[1].timeout == timedelta(hours=2)
         assert pipeline.deployment.steps == (5, 20, 50, 100)
         assert pipeline.training.base_reference.selector == "champion"
