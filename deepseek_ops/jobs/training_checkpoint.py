@@ -63,7 +63,7 @@ class Checkpoints:
         self._shelf = Shelf(self._folder, plan=plan.fingerprint)
         self._lives = Lives(self._folder)
         self._health = Health(plan.checkpoint_steps)
-        self._pace = Pace(plan.checkpoint_steps, nodes)
+        self._pace = Pace.of(context, plan, nodes)
         self._writer, self._pool = SnapshotWriter(), TensorPool()
         self._sealing: Sealing | None = None
         self._uploads: Uploads | None = None

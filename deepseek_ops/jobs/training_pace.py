@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from deepseek_ops.training.intervals import Interval, automatic
+from deepseek_ops.training.intervals import NO_HISTORY, PAYLOAD_KEY, History, Interval, automatic
+
+if TYPE_CHECKING:
+    from deepseek_ops.core.records import TrainingPlan
+    from deepseek_ops.jobs.context import JobContext
 
 PROBE_STEPS = 10
 """Steps before the first checkpoint of an automatic interval: it is taken to measure what one costs."""
@@ -15,11 +19,19 @@ _SEEN = 64
 
 
 class Pace:
-    """The clock of the steps and of what checkpoints cost."""
+    """The clock of the steps and of what checkpoints cost.
 
-    def __init__(self, every: int | Literal["auto"], nodes: int) -> None:
+    ``history`` is what other trainings met on such machines; ``earlier`` how often this one is known to have been
+    started before, attempts and restarts together: a machine that is lost takes its record of that along.
+    """
+
+    def __init__(
+        self, every: int | Literal["auto"], nodes: int, *, history: History = NO_HISTORY, earlier: int = 0
+    ) -> None:
         self._every = every
         self._nodes = nodes
+        self._history = history
+        self._earlier = earlier
         self._steps: deque[float] = deque(maxlen=_SEEN)
         self._tick: float | None = None
         self._next = 0
@@ -30,6 +42,12 @@ class Pace:
         """Seconds until the last checkpoint was written and sent."""
         self.trained_seconds = 0.0
         self._costs: deque[float] = deque(maxlen=8)
+
+    @classmethod
+    def of(cls, context: JobContext, plan: TrainingPlan, nodes: int) -> Self:
+        """Return the pace of a training on ``nodes`` machines, with what its job was told and has met."""
+        history = History.load(context.payload.get(PAYLOAD_KEY))
+        return cls(plan.checkpoint_steps, nodes, history=history, earlier=context.attempt - 1 + context.restarts)
 
     @property
     def automatic(self) -> bool:
@@ -65,10 +83,11 @@ class Pace:
         return automatic(
             cost=self.cost,
             step_seconds=median(self._steps) if self._steps else 1.0,
-            interruptions=interruptions,
+            interruptions=max(interruptions, self._earlier),
             trained_seconds=before_seconds + self.trained_seconds,
             busy=self.busy,
             nodes=self._nodes,
+            history=self._history,
         )
 
     def next_after(self, step: int, steps: int) -> None:

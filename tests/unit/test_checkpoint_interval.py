@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_ops.training.intervals import NODE_MTBF_SECONDS, automatic, daly, lost_share, mtbf_seconds, young
+from deepseek_ops.jobs.training_pace import PROBE_STEPS, Pace
+from deepseek_ops.training.intervals import (
+    HISTORY_INTERRUPTIONS,
+    HISTORY_SECONDS,
+    NODE_MTBF_SECONDS,
+    History,
+    automatic,
+    daly,
+    lost_share,
+    mtbf_seconds,
+    young,
+)
 
 
 def test_young_and_daly_give_the_published_example():
@@ -42,3 +53,45 @@ def test_the_automatic_interval_names_its_source_and_is_never_shorter_than_a_che
     assert "Daly" in interval.source
     busy = automatic(cost=0.001, step_seconds=0.25, interruptions=50, trained_seconds=60, busy=300)
     assert busy.steps == 1200
+
+
+def test_what_other_trainings_met_counts_per_machine_like_ones_own_time():
+    history = History(4, 4 * 3600.0)
+    assert mtbf_seconds(0, 0, expected=3600, history=history) == 3600
+    assert mtbf_seconds(0, 0, expected=3600, nodes=4, history=history) == 900
+    assert mtbf_seconds(1, 1800, expected=3600, nodes=2, history=history) == (5 * 3600 / 2 + 1800) / 6
+    said = automatic(cost=1, step_seconds=1, interruptions=1, trained_seconds=60, history=history)
+    assert said.mtbf_seconds == pytest.approx((NODE_MTBF_SECONDS + 4 * 3600 + 60) / 6)
+    assert "1 interruptions in 60 s of training, 4 in 4 machine-hours of others" in said.source
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1e9)), max_size=300))
+def test_a_history_is_bounded_and_keeps_its_rate_where_only_its_weight_is_cut(attempts):
+    history = History.of(History(*attempt) for attempt in attempts)
+    count, seconds = sum(one[0] for one in attempts), sum(one[1] for one in attempts)
+    assert (history.interruptions, history.machine_seconds) <= (HISTORY_INTERRUPTIONS, HISTORY_SECONDS)
+    assert history.machine_seconds <= HISTORY_SECONDS
+    if history.machine_seconds < HISTORY_SECONDS:
+        assert history.machine_seconds * count == pytest.approx(history.interruptions * seconds)
+    assert mtbf_seconds(60, 60 * 600.0, history=history) < HISTORY_SECONDS / 30, "one's own losses outweigh it"
+    assert History.load(history.dump()) == history
+
+
+@pytest.mark.parametrize("value", [None, 3, {}, {"interruptions": -1, "machine_seconds": 1}, {"interruptions": "9"}])
+def test_a_history_that_cannot_be_read_is_none(value):
+    assert History.load(value) == History()
+
+
+def test_an_attempt_that_knows_it_is_not_the_first_expects_to_be_interrupted_again(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    means = []
+    for earlier in (0, 3):
+        pace = Pace("auto", 2, history=History(1, 3600.0), earlier=earlier)
+        pace.begin(0)
+        for _ in range(PROBE_STEPS):
+            pace.step()
+        pace.saved(PROBE_STEPS, 0.5)
+        means.append(pace.planned(interruptions=1, before_seconds=100.0).mtbf_seconds)
+    known = (NODE_MTBF_SECONDS + 3600) / 2 + 100 + PROBE_STEPS + 0.5
+    assert means == [pytest.approx(known / 3), pytest.approx(known / 5)]

@@ -151,7 +151,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         return launcher_for(self.launcher_conn_id, self.config(RunPlan.load(as_object(self.run))))
 
     def submit_job(self, context: Context) -> JsonValue:
-        job = self._after_losses(self._job(), context)
+        job = self._after_interruptions(self._after_losses(self._job(), context))
         status = submit(self, job, stopped=self._stop.is_set)
         self.log.info("training job %s, attempt %d", job.name, status.attempt)
         return job.name
@@ -202,6 +202,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         if status is None or not status.settled:
             status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
         self._say_rest(job.name)
+        self._note_end(job, status)
         if status.phase is JobPhase.LOST:
             self._count_loss(job, status, context)
         result = self.conclude(job, status, context)
@@ -219,6 +220,21 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
             return job
         self.log.warning("micro-batches are %d times smaller than planned, the global batch is the same", divisor)
         return job.evolve(payload={**job.payload, PAYLOAD_KEY: divisor})
+
+    def _after_interruptions(self, job: JobSpec) -> JobSpec:
+        """Return the job with what trainings met on its machines, where its checkpoint interval depends on it."""
+        from deepseek_ops.core.records import TrainingPlan
+        from deepseek_ops.pipeline.interruptions import history_at, with_history
+
+        if TrainingPlan.load(as_object(self.plan)).checkpoint_steps != "auto":
+            return job
+        return with_history(job, history_at(self.facts, self.launcher_hook.conn_id))
+
+    def _note_end(self, job: JobSpec, status: JobStatus) -> None:
+        from deepseek_ops.pipeline.interruptions import note_attempt
+
+        lost_machines = _OUT_OF_MEMORY not in status.reason  # that is the training's own fault, and no rate
+        note_attempt(self.facts, job, status, where=self.launcher_hook.conn_id, lost_machines=lost_machines)
 
     def _count_loss(self, job: JobSpec, status: JobStatus, context: Context) -> None:
         """Keep what this loss means for the next try. Raises JobPreemptedError, and JobFailedError after too many.
