@@ -14,6 +14,8 @@ any other exception                                   78, reason = last line of 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from pydantic import JsonValue
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
 from deepseek_ops.core.jobs import JobRequest, JobSpec
 from deepseek_ops.jobs.progress import Phase, ProgressPage
+from deepseek_ops.jobs.working import Working
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import Blobs, ObjectStore
@@ -111,6 +114,25 @@ class JobContext:
         never judged.
         """
         self._page.beat(step, phase, busy_seconds)
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Be at something else in this block, at the same step; nothing where nothing was ever said."""
+        before = self._page.pulse
+        if before is not None:
+            self._page.beat(before.step, phase)
+        try:
+            yield
+        finally:
+            if before is not None:
+                self._page.beat(before.step, before.phase)
+
+    def working(self) -> Working:
+        """Return a block in which this process may be as long as it gets on, whatever the patience of its phase.
+
+        For work of its own only: one that waits for its peers in it, and spins, would never be found to hang.
+        """
+        return Working(self._page)
 
     @property
     def stop_requested(self) -> bool:

@@ -4,11 +4,14 @@ A collective that one rank never enters makes all others wait, with no error for
 it, so what can be seen is that nobody gets any further. How long that has to last follows from the training itself:
 ``max(60 s, 5 x median step)``, or ``JobSpec.hang_seconds``. Whatever else takes long has a patience of its own: the
 first step compiles and allocates, a validation or a checkpoint may take many steps' time; each is given at least
-``PATIENCE`` of it and five times the longest that was seen. A trainer that never says how far it is is never judged.
+``PATIENCE`` of it and five times the longest that was seen. What may take hours because it is large, such as fetching
+a checkpoint or cutting it anew, says that it is alive while it gets on (``working``). A trainer that never says how far
+it is is never judged.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ PATIENCE: Mapping[Phase, float] = {
     "evaluating": 900.0,
     "checkpointing": 900.0,
     "publishing": 3600.0,
+    "restoring": 1800.0,
+    "scripted": 1800.0,
+    "away": math.inf,
 }
 """Seconds without a word that are no hang in these phases."""
 FROZEN_SECONDS = 10.0
@@ -55,10 +61,11 @@ class HangWatch:
         self._looked: float | None = None
         self._not_before = 0.0
 
-    def look(self, pages: Mapping[int, ProgressPage], now: float) -> Hang | None:
+    def look(self, pages: Mapping[int, ProgressPage], now: float, *, heard: float = 0.0) -> Hang | None:
         """Return the hang of the ranks whose pages these are, or None while they may be working.
 
-        ``now`` is the monotonic clock in seconds. Ranks that have returned are not among ``pages``.
+        ``now`` is the monotonic clock in seconds. Ranks that have returned are not among ``pages``. ``heard``: when a
+        rank of another node last said anything; its peers here may be waiting for what it does.
         """
         if self._looked is not None and now - self._looked > FROZEN_SECONDS:
             self._not_before = now
@@ -66,7 +73,7 @@ class HangWatch:
         pulses = {rank: pulse for rank, page in pages.items() if (pulse := page.pulse) is not None}
         if not pulses or self._limit == 0:
             return None
-        silence = now - max(self._not_before, _last_word(pulses, everybody=len(pulses) == len(pages)))
+        silence = now - max(self._not_before, _last_word(pulses, heard, everybody=len(pulses) == len(pages)))
         if silence <= (self._limit or STEP_SECONDS):
             return None
         limit = self._patience(pages, pulses)
@@ -89,7 +96,7 @@ class HangWatch:
         return self._limit or max(STEP_SECONDS, FACTOR * statistics.median(intervals))
 
 
-def _last_word(pulses: Mapping[int, Pulse], *, everybody: bool) -> float:
+def _last_word(pulses: Mapping[int, Pulse], heard: float, *, everybody: bool) -> float:
     """Return when the silence began.
 
     While all ranks are in their steps, the one that is silent longest counts: the others may be going on without it.
@@ -97,4 +104,4 @@ def _last_word(pulses: Mapping[int, Pulse], *, everybody: bool) -> float:
     """
     words = [pulse.at for pulse in pulses.values()]
     stepping = everybody and all(pulse.phase == "step" for pulse in pulses.values())
-    return min(words) if stepping else max(words)
+    return min(words) if stepping else max(*words, heard)

@@ -11,6 +11,8 @@ What the training loop says::
     context.progress(step)                           # right before the first step, and after every one
     context.progress(step, busy_seconds=seconds)     # the same, with what this rank did by itself in the step
     context.progress(step, "evaluating")             # before a validation; checkpointing and publishing likewise
+    with context.phase("restoring"): ...             # the same for a while: then what it was at before
+    with context.working(): ...                      # work of its own that takes as long as it takes, see ``working``
 
 ``step`` counts finished steps. ``busy_seconds`` is the part of the step in which the rank did not wait for others:
 loading the batches and the forward passes (with ZeRO-3, whose forward gathers weights, what is measurable without
@@ -24,8 +26,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Phase = Literal["starting", "step", "evaluating", "checkpointing", "publishing"]
-"""What a rank is at. Each has a patience of its own, see ``hang``."""
+Phase = Literal["starting", "step", "evaluating", "checkpointing", "publishing", "restoring", "scripted", "away"]
+"""What a rank is at. Each has a patience of its own, see ``hang``.
+
+``scripted``: a step of somebody else's loop, which may do anything in between; ``away``: in code that says nothing.
+"""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 RING = 64
@@ -72,6 +77,16 @@ class ProgressPage:
             seconds[_SINCE] = now
         numbers[_STEP], numbers[_PHASE], seconds[_AT] = step, number, now
         numbers[_BEATS] += 1
+
+    def touch(self) -> None:
+        """Say that the rank is still at what it said last."""
+        self._seconds[_AT] = time.monotonic()
+        self._numbers[_BEATS] += 1
+
+    @property
+    def beats(self) -> int:
+        """How often the rank has said anything."""
+        return self._numbers[_BEATS]
 
     @property
     def pulse(self) -> Pulse | None:

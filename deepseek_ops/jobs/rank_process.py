@@ -118,4 +118,7 @@ def rank_environment(spec: JobSpec, place: Place) -> dict[str, str]:
         "TORCHELASTIC_RESTART_COUNT": str(place.generation),
         "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
         "TORCHELASTIC_RUN_ID": spec.name,
+        # Every start has a port, and so a store, of its own. An agent's store that this process was started with is
+        # somebody else's: its addresses would be those of dead ranks.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
     }

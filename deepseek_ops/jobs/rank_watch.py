@@ -42,18 +42,23 @@ class RankWatch:
         self._stragglers = StragglerWatch({process.rank: process.pid for process in ranks}, now)
         self._shared_at = now
         self._elsewhere: dict[int, RankPace] = {}
+        self._heard = 0.0
+        """When a rank of another node last said anything."""
 
     def look(self, running: Mapping[int, int], peers: Sequence[NodePace]) -> Hang | None:
         """Return the hang of the ranks that still run (process id -> rank), or None; stragglers are reported here."""
         now = time.monotonic()
+        before = {rank: pace.beats for rank, pace in self._elsewhere.items()}
         self._elsewhere = {pace.rank: pace for node in peers for pace in node.ranks}
+        if before != {rank: pace.beats for rank, pace in self._elsewhere.items()}:
+            self._heard = now
         pages = {rank: self._ranks[rank].page for rank in running.values()}
         if len(pages) == len(self._ranks):
             busy = {rank: pace.busy_seconds for rank, pace in self._elsewhere.items() if pace.busy_seconds is not None}
             slow = self._stragglers.look(pages, busy, now)
             if slow is not None:
                 self._report(slow)
-        return self._hangs.look(pages, now)
+        return self._hangs.look(pages, now, heard=self._heard)
 
     def pace(self) -> NodePace | None:
         """Return how far this node's ranks are when it is time to tell the others, else None."""
@@ -140,4 +145,5 @@ class RankWatch:
             median = statistics.median(busy)
         if pulse is None:
             return RankPace(rank=process.rank, step=0, phase="starting")
-        return RankPace(rank=process.rank, step=pulse.step, phase=pulse.phase, busy_seconds=median)
+        beats = process.page.beats
+        return RankPace(rank=process.rank, step=pulse.step, phase=pulse.phase, busy_seconds=median, beats=beats)

@@ -61,6 +61,7 @@ class RankPace(Record):
     step: int = Field(ge=0)
     phase: str
     busy_seconds: float | None = Field(default=None, description="Median of its newest steps.")
+    beats: int = Field(default=0, ge=0, description="How often it has said anything.")
 
 
 class NodePace(Record):

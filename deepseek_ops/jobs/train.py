@@ -109,7 +109,8 @@ def _local_rank(context: JobContext) -> int:
 def _inputs(context: JobContext, plan: TrainingPlan, ranks: Ranks) -> Inputs:
     """Return the plan's inputs on this node; its first rank fetches them, the others wait."""
     if _local_rank(context) == 0:
-        fetch_inputs(context, plan)
+        with context.working():
+            fetch_inputs(context, plan)
     ranks.barrier()
     return fetch_inputs(context, plan)
 
@@ -203,7 +204,8 @@ def _publish(context: JobContext, loop: Loop, tokenizer: Path) -> Checkpoint:
         if fresh is None:
             return _checkpoint(context, loop, FileSet(files=()))
         check_export(fresh, folder, loop.plan, batch, expected)
-    files = context.blobs.put_folder(folder)
+    with context.working():
+        files = context.blobs.put_folder(folder)
     loop.streams.event("published", files=len(files.files), bytes=files.num_bytes, model=files.fingerprint)
     return _checkpoint(context, loop, files)
 

@@ -13,7 +13,6 @@ ones before stay, and the next one is tried; a store that is away delays uploads
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,12 +23,12 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from deepseek_ops.core.errors import DeepSeekOpsError
-from deepseek_ops.jobs.agreement import Peers, told_by_first
+from deepseek_ops.jobs.agreement import Peers
 from deepseek_ops.jobs.training_health import Health
 from deepseek_ops.jobs.training_lives import Lives
 from deepseek_ops.jobs.training_pace import Pace
 from deepseek_ops.jobs.training_progress import Progress as Progress  # noqa: PLC0414  (what callers of this module use)
-from deepseek_ops.jobs.training_restore import Machine, Restored, Restorer
+from deepseek_ops.jobs.training_restore import Machine, Restored, Restorer, agreed_life
 from deepseek_ops.jobs.training_shelf import Sealing, Shelf, leave_part
 from deepseek_ops.jobs.training_snapshot import SnapshotWriter, TensorPool, Written, take_snapshot
 from deepseek_ops.jobs.training_store import StoredCheckpoints
@@ -52,11 +51,8 @@ class Checkpoints:
 
     def __init__(self, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Callable[..., None]) -> None:
         self._context, self._plan, self._peers = context, plan, peers
-        local, size = _number("LOCAL_RANK", peers.rank), _number("LOCAL_WORLD_SIZE", peers.world_size)
-        first = peers.rank - local
-        nodes = max(1, peers.world_size // size)
-        self._machine = Machine(leads=local == 0, num_nodes=nodes, ranks=tuple(range(first, first + size)))
-        self._node = first // size
+        self._machine = Machine.of(peers)
+        self._node, nodes = self._machine.node, self._machine.num_nodes
         folder = context.work / "checkpoints"
         self._folder = folder if nodes == 1 else folder / f"node-{self._node:03d}"
         self._say = say if peers.rank == 0 else context.event
@@ -91,7 +87,8 @@ class Checkpoints:
             self._uploading()
         restorer = self._restorer()
         fresh = self._context.restarts == 0
-        restored = restorer.restore(engine, to_resume, look_in_store=fresh)
+        with self._context.phase("restoring"):
+            restored = restorer.restore(engine, to_resume, look_in_store=fresh)
         copies = [restored.state.get("lives")] if restored is not None else []
         self._lives.read(copies)
         self._begin_life(restorer.newest_life)
@@ -107,9 +104,10 @@ class Checkpoints:
         def choose(candidates: Sequence[Candidate]) -> Candidate | None:
             return to_rewind(candidates, before=before)
 
-        restored = self._restorer().restore(engine, choose, look_in_store=False)
-        if restored is None:
-            restored = self._restorer().restore(engine, choose, look_in_store=True)
+        with self._context.phase("restoring"):
+            restored = self._restorer().restore(engine, choose, look_in_store=False)
+            if restored is None:
+                restored = self._restorer().restore(engine, choose, look_in_store=True)
         if restored is None:
             return None
         self._life = Life(self._life.attempt, self._life.restart, self._life.rewind + 1)
@@ -155,7 +153,8 @@ class Checkpoints:
         if self._last is not None and self._last[0] == name:
             return self._last[1]
         began = time.perf_counter()
-        self._settle()
+        with self._context.phase("checkpointing"):
+            self._settle()
         self._progress = progress
         partial = self._shelf.partial(name)
         files = take_snapshot(engine, self._pool, shared=self._machine.leads)
@@ -242,13 +241,8 @@ class Checkpoints:
 
     def _begin_life(self, newest: Life | None) -> None:
         """Agree on a life that comes after every one that anybody has heard of."""
-        known = [one for one in (newest, self._lives.newest) if one is not None]
-        life = Life(self._context.attempt, self._context.restarts)
-        if known and max(known) >= life:
-            life = Life(max(known).attempt + 1, 0)
-        heard = told_by_first(self._peers, [life.attempt, life.restart, life.rewind])
-        if isinstance(heard, list):
-            self._life = Life(*(int(str(number)) for number in heard))
+        own = Life(self._context.attempt, self._context.restarts)
+        self._life = agreed_life(self._peers, own, (newest, self._lives.newest))
 
     def _resumed(self, restored: Restored | None) -> Progress | None:
         """Start the record of a life, from scratch or from what was restored."""
@@ -325,7 +319,7 @@ class Checkpoints:
             )
 
     def _restorer(self) -> Restorer:
-        return Restorer(self._shelf, self._stored(), self._peers, self._machine)
+        return Restorer(self._shelf, self._stored(), self._peers, self._machine, working=self._context.working)
 
     def _stored(self) -> StoredCheckpoints:
         return StoredCheckpoints(self._context.store, self._plan.run_prefix, plan=self._plan.fingerprint)
@@ -335,10 +329,6 @@ class Checkpoints:
             place = Place(self._node, self._machine.num_nodes, lambda: self._context.is_current)
             self._uploads = Uploads(self._stored(), self._shelf, place, self._say)
         return self._uploads
-
-
-def _number(variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default))
 
 
 def _last_loss(progress: Progress) -> float | None:

@@ -48,8 +48,26 @@ def start_ranks(scratch: Path, *, single_node: bool) -> None:
     _import_muon_uncompiled()
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _join_agents_store("nccl" if torch.cuda.is_available() else "gloo")
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def _join_agents_store(backend: str) -> None:
+    """Join ranks that torchrun started, below a prefix of this start in the store of its agent.
+
+    torch 2.13 shares one store between all restarts of a c10d rendezvous and adds no prefix, so that new ranks read
+    the addresses of the dead ones ("Connection refused") and the first restarts fail.
+    """
+    import torch.distributed as dist
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size=None, is_master=False, wait_for_workers=False)
+    start = f"deepseek-ops/start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    dist.init_process_group(backend, store=dist.PrefixStore(start, store), rank=rank, world_size=world)
 
 
 def end_ranks() -> None:

@@ -7,10 +7,12 @@ them when the number of ranks has changed. What does not have the digest it was 
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pydantic import JsonValue
 
@@ -37,6 +39,16 @@ class Machine:
     num_nodes: int
     ranks: tuple[int, ...]
     """The ranks on this machine."""
+    node: int = 0
+
+    @classmethod
+    def of(cls, peers: Peers) -> Self:
+        """Return this process's place, as torchrun's variables say it."""
+        local = int(os.environ.get("LOCAL_RANK", peers.rank))
+        size = int(os.environ.get("LOCAL_WORLD_SIZE", peers.world_size))
+        first = peers.rank - local
+        nodes = max(1, peers.world_size // size)
+        return cls(local == 0, nodes, tuple(range(first, first + size)), first // size)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,25 @@ class _Offer:
 
 
 class Restorer:
-    """Restores checkpoints on one rank; its methods are called by all of them together."""
+    """Restores checkpoints on one rank; its methods are called by all of them together.
 
-    def __init__(self, shelf: Shelf, stored: StoredCheckpoints, peers: Peers, machine: Machine) -> None:
+    ``whole``: every machine needs all files, whatever its ranks; what a machine wrote itself is then not enough.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        stored: StoredCheckpoints,
+        peers: Peers,
+        machine: Machine,
+        *,
+        whole: bool = False,
+        working: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._shelf, self._stored, self._peers, self._machine = shelf, stored, peers, machine
+        self._whole = whole
+        self._working = working
+        """What takes as long as a checkpoint is large is done in a block of it: it is no hang while it gets on."""
         self._damaged: set[tuple[CheckpointName, str]] = set()
         """Names and sources that turned out to be wrong: the store may have a good copy of what the disk lost."""
         self.newest_life: Life | None = None
@@ -73,19 +100,37 @@ class Restorer:
 
         Raises what the store raises where it is asked and does not answer.
         """
+
+        def resharded(world_size: int) -> bool:
+            return needs_universal(engine, world_size, self._peers.world_size)
+
+        found = self.bring(choose, look_in_store=look_in_store, everything=resharded)
+        if found is None:
+            return None
+        shelved, source = found
+        self._load(engine, shelved)
+        return Restored(shelved.name, shelved.state(), shelved.world_size, source)
+
+    def bring(
+        self, choose: Choose, *, look_in_store: bool, everything: Callable[[int], bool]
+    ) -> tuple[Shelved, str] | None:
+        """Bring the chosen checkpoint to every machine's disk and return it and where it came from.
+
+        ``everything`` says whether all files of a checkpoint by so many ranks are read here. The next choice is taken
+        where one is damaged. Raises what the store raises where it is asked and does not answer.
+        """
         while True:
             offer = self._agreed(choose, look_in_store)
             if offer is None:
                 return None
-            if not any_rank(self._peers, not self._brought_here(offer, engine)):
+            if not any_rank(self._peers, not self._brought_here(offer, everything=everything(offer.world_size))):
                 break
             self._damaged.add((offer.candidate.name, offer.source))
             look_in_store = True
         shelved = self._shelf.get(offer.candidate.name)
         if shelved is None:
             raise ObjectNotFoundError(str(self._shelf.path(offer.candidate.name)))
-        self._load(engine, shelved)
-        return Restored(shelved.name, shelved.state(), shelved.world_size, offer.source)
+        return shelved, offer.source
 
     def _agreed(self, choose: Choose, look_in_store: bool) -> _Offer | None:
         own = self._shelf.all() if self._machine.leads else []
@@ -131,6 +176,8 @@ class Restorer:
     def _on_disks(self, told: list[list[JsonValue]]) -> dict[CheckpointName, dict[str, JsonValue]]:
         """Return what all machines have on their disks, in a form they can load."""
         nodes, world = len(told), self._peers.world_size
+        if self._whole and nodes > 1:
+            return {}
         common: dict[CheckpointName, dict[str, JsonValue]] = {}
         for said in (item for list_ in told for item in list_ if isinstance(item, dict)):
             name = CheckpointName.parse(str(said["name"]))
@@ -140,22 +187,23 @@ class Restorer:
         names = [{str(item["name"]) for item in list_ if isinstance(item, dict)} for list_ in told]
         return {name: said for name, said in common.items() if all(str(name) in one for one in names)}
 
-    def _brought_here(self, offer: _Offer, engine: DeepSpeedEngine) -> bool:
+    def _brought_here(self, offer: _Offer, *, everything: bool) -> bool:
         """Bring the checkpoint to this machine's disk and return whether every file is what was written.
 
         Only the machine's first rank looks; the others take its word.
         """
         if not self._machine.leads:
             return True
+        with self._working():
+            return self._is_here(offer, everything=everything)
+
+    def _is_here(self, offer: _Offer, *, everything: bool) -> bool:
         name = offer.candidate.name
-        everything = needs_universal(engine, offer.world_size, self._peers.world_size)
         ranks = None if everything else self._machine.ranks
         shelved = self._fetched(name, ranks) if offer.source == "store" else self._shelf.get(name)
         if shelved is None or shelved.damaged(files_for(shelved.files, ranks)):
             self._shelf.remove(name)
             return False
-        if everything:
-            convert(shelved.folder)
         return True
 
     def _fetched(self, name: CheckpointName, ranks: Sequence[int] | None) -> Shelved | None:
@@ -171,6 +219,10 @@ class Restorer:
 
     def _load(self, engine: DeepSpeedEngine, shelved: Shelved) -> None:
         if needs_universal(engine, shelved.world_size, self._peers.world_size):
+            if self._machine.leads:
+                with self._working():
+                    convert(shelved.folder)
+            self._peers.barrier()
             universal = convert(shelved.folder)  # it is there: the machine's first rank has made it
             load_universal(engine, universal)
             self._peers.barrier()
@@ -183,6 +235,14 @@ class Restorer:
             load_module_strict=not has_frozen(engine),
             load_lr_scheduler_states=False,
         )
+
+
+def agreed_life(peers: Peers, own: Life, known: Iterable[Life | None]) -> Life:
+    """Return rank 0's life on every rank: ``own``, or one that comes after all that are ``known``."""
+    newest = max((life for life in known if life is not None), default=None)
+    life = own if newest is None or newest < own else Life(newest.attempt + 1, 0)
+    heard = told_by_first(peers, [life.attempt, life.restart, life.rewind])
+    return Life(*(int(str(number)) for number in heard)) if isinstance(heard, list) else life
 
 
 def _said(one: Shelved) -> JsonValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from deepseek_ops.jobs import hang, progress
 from deepseek_ops.jobs.hang import HangWatch
 from deepseek_ops.jobs.progress import RING, ProgressPage
 from deepseek_ops.jobs.stragglers import WINDOW, StragglerWatch, stragglers
+from deepseek_ops.jobs.working import Working
 
 
 class Clock:
@@ -78,7 +80,10 @@ def test_one_silent_rank_among_busy_ones_is_a_hang(clock: Clock) -> None:
     assert found.behind == (1,)
 
 
-@pytest.mark.parametrize(("phase", "expected"), [("evaluating", 900), ("checkpointing", 900), ("publishing", 3600)])
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [("evaluating", 900), ("checkpointing", 900), ("publishing", 3600), ("restoring", 1800), ("scripted", 1800)],
+)
 def test_what_takes_long_has_more_patience_even_when_one_rank_does_it_for_all(clock, phase, expected) -> None:
     pages = group(clock, steps=10, seconds=1)
     pages[0].beat(11, phase)
@@ -108,6 +113,43 @@ def test_start_and_first_step_may_be_slow(clock: Clock) -> None:
 def test_trainers_that_say_nothing_and_jobs_without_a_limit_are_never_judged(clock: Clock) -> None:
     assert HangWatch(None).look({0: ProgressPage()}, clock.now + 1e6) is None
     assert HangWatch(0.0).look(group(clock, steps=5, seconds=1), clock.now + 1e6) is None
+
+
+def test_what_says_nothing_on_purpose_is_waited_for(clock: Clock) -> None:
+    pages = group(clock, steps=10, seconds=1)
+    for page in pages.values():
+        page.beat(10, "away")
+    clock.now += 1_000_000
+    assert HangWatch(None).look(pages, clock.now) is None
+
+
+def test_ranks_that_wait_for_a_long_restore_on_another_machine_are_not_hung(clock: Clock) -> None:
+    pages = group(clock, steps=10, seconds=1)
+    for page in pages.values():
+        page.beat(10, "restoring")
+    watch, began = HangWatch(None), clock.now
+    while clock.now < began + 10_000:
+        assert watch.look(pages, clock.now, heard=clock.now - 7) is None
+        clock.now += 5
+    assert watch.look(pages, clock.now, heard=began) is not None, "and once that one is silent they are"
+
+
+def test_work_that_gets_on_is_no_hang_however_long_it_takes_and_work_that_stands_still_is_silent() -> None:
+    page = ProgressPage()
+    with Working(page, every=0.05):
+        sum(range(3_000_000))
+    assert page.pulse is None, "a rank that never spoke stays unwatched"
+    page.beat(7, "restoring")
+    with Working(page, every=0.05):
+        deadline = time.monotonic() + 10
+        while page.beats < 3 and time.monotonic() < deadline:
+            sum(range(10_000))
+    assert page.beats >= 3
+    assert (page.pulse.step, page.pulse.phase) == (7, "restoring")
+    before = page.beats
+    with Working(page, every=0.05):
+        time.sleep(0.5)
+    assert page.beats == before
 
 
 def test_a_machine_that_was_frozen_is_given_time_to_go_on(clock: Clock) -> None:

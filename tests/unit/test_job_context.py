@@ -177,12 +177,14 @@ def test_a_silent_end_is_told_by_its_status() -> None:
 
 def test_ranks_have_the_variables_of_torchrun_and_keep_those_of_the_job(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     spec = JobSpec(name="a", kind="train", payload={}, num_ranks=2, max_restarts=5)
     environment = rank_environment(spec, Place(local_rank=1, generation=3, port=12345))
     assert {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "12345",
     }  # fmt: skip
     assert environment["TORCHELASTIC_RESTART_COUNT"] == "3"
+    assert environment["TORCHELASTIC_USE_AGENT_STORE"] == "False", "every start has a store of its own"
     assert "OMP_NUM_THREADS" not in environment
 
 
