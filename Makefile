@@ -8,7 +8,7 @@ endif
 BIN := .venv/bin
 KEEP ?=
 # Tests wait for servers and for each other far more than they compute.
-WORKERS ?= 3
+WORKERS ?= 4
 ARGS ?=
 
 .PHONY: help setup demo stop test heavy check format lock benchmark clean
@@ -41,7 +41,7 @@ test: .venv/.installed ## Run the whole test suite: check, integration, DAGs, an
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile docker/*.Dockerfile
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not e2e and not heavy" $(ARGS)
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not e2e and not heavy" $(ARGS)
 	@$(BIN)/pytest -q -m e2e $(ARGS)
 
 heavy: .venv/.installed ## Run what needs a quiet machine: real clusters, their trainings, the death matrix
