@@ -45,11 +45,26 @@ class DeepSeekOpsPlugin(AirflowPlugin):
         },
     ]
     # Entries of Airflow's menu. What they show asks for a login like all of the above.
+    # The paths are relative: they follow the path prefix of the API server.
     external_views = [  # noqa: RUF012
         {
             "name": "Training",
-            "href": "deepseek-ops/training/",  # relative: it follows the path prefix of the API server
+            "href": "deepseek-ops/training/",
             "url_route": "deepseek-ops-training",
+            "destination": "nav",
+            "category": "browse",
+        },
+        {
+            "name": "Model lineage",
+            "href": "deepseek-ops/lineage/",
+            "url_route": "deepseek-ops-lineage",
+            "destination": "nav",
+            "category": "browse",
+        },
+        {
+            "name": "Datasets",
+            "href": "deepseek-ops/data/",
+            "url_route": "deepseek-ops-datasets",
             "destination": "nav",
             "category": "browse",
         },

@@ -121,8 +121,9 @@ def chart(title: str, lines: Sequence[Line], look: Look, marks: Iterable[Mark] =
 
 def heat_strip(columns: Sequence[Sequence[float]], steps: Sequence[float], rows: Sequence[str]) -> Html:
     """Return a strip for each expert over time: how often its even share of the tokens it got."""
-    cell, high, left = 6, 9, 96
-    width, height = left + cell * len(columns), high * len(rows) + 22
+    high, left = 9, 96
+    cell = max(6, min(30, 900 // max(1, len(columns))))
+    width, height = left + max(cell * len(columns), 80), high * len(rows) + 22
     shades: dict[int, list[str]] = {}
     for at, column in enumerate(columns):
         for number, share in enumerate(column):
