@@ -1,17 +1,16 @@
 """Our streams and our guardian inside the Trainer of Hugging Face, and of TRL, which is the same underneath.
 
 ``installed(watch)`` adds them to every Trainer that is made while it lasts; the script that makes it stays as it is.
-Beside a callback it needs three methods of the Trainer: ``training_step``, because the callback never sees the loss of
+Beside a callback it needs five methods of the Trainer: ``training_step``, because the callback never sees the loss of
 a micro-batch and the logged one hides NaN; ``_get_grad_norm``, for a gradient that is not finite before it is used;
-and ``train``, to resume from the newest complete checkpoint where the script names none.
+``_save_checkpoint``, to have each one whole, kept and sent; ``train``, to resume from the newest whole one; and
+``_run_epoch``, because a Trainer that is resumed after its last step takes one more (seen in 5.23).
 """
 
 # ruff: noqa: ARG002  (the Trainer calls with its own signature)
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +25,9 @@ from deepseek_ops.jobs.training_model import ExpertBalance
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
     from deepseek_ops.jobs.hf_watch import Verdict, Watch
 
-KEPT = 2
-"""Checkpoints kept of those that only we asked for."""
-_SEAL = "deepseek-ops.rank-{}.json"
 _OWN_WORDS = {"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"}
 
 
@@ -41,8 +38,20 @@ class ScriptEnded(BaseException):
 class Foreign:
     """What the Trainers of one script and this package know of each other."""
 
-    def __init__(self, watch: Watch, *, name: str, bias_update_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        checkpoints: Callable[[int], ScriptCheckpoints],
+        *,
+        name: str,
+        bias_update_rate: float = 0.0,
+    ) -> None:
         self.watch = watch
+        self.trainings: list[ScriptCheckpoints] = []
+        """The checkpoints of each train() so far."""
+        self.extra_save = False
+        """Whether the checkpoint of this step is one that the script would not have taken."""
+        self._checkpoints = checkpoints
         self.name = name
         self.trainer: Trainer | None = None
         """The one that trained last."""
@@ -61,6 +70,8 @@ class Foreign:
         trainer.add_callback(WatchCallback(self))
         trainer.training_step = self._observed(trainer.training_step)
         trainer._get_grad_norm = self._measured(trainer._get_grad_norm)
+        trainer._save_checkpoint = self._kept(trainer, trainer._save_checkpoint)
+        trainer._run_epoch = _unless_done(trainer, trainer._run_epoch)
         trainer.train = self._resumed(trainer, trainer.train)
         restore_whole_checkpoints(trainer, self.watch.streams.event)
 
@@ -87,17 +98,53 @@ class Foreign:
         def train_or_resume(resume_from_checkpoint: object = None, *rest: object, **words: object) -> object:
             self.trainer, self.finished = trainer, False
             self._count_experts(trainer.model)
-            if not resume_from_checkpoint or resume_from_checkpoint is True:
-                resume_from_checkpoint = self._newest(Path(trainer.args.output_dir))
+            resume_from_checkpoint = self._begun(Path(trainer.args.output_dir), resume_from_checkpoint)
             kind = "started" if resume_from_checkpoint is None else "resumed"
             self.watch.streams.event(kind, script=self.name, checkpoint=str(resume_from_checkpoint or ""))
             result = train(resume_from_checkpoint, *rest, **words)
             self.before += trainer.state.global_step
             self._end_if_told()
+            self.sample = self._some_batch(trainer) if self.sample is None else self.sample
             self.finished = True
             return result
 
         return train_or_resume
+
+    def _begun(self, output: Path, named: object) -> str | None:
+        """Return the checkpoint that a train() goes on from: our newest, or the script's own where it names one."""
+        training = self._checkpoints(len(self.trainings))
+        self.trainings.append(training)
+        self.watch.at("restoring")
+        found = training.resume(output)
+        self.watch.at("away")  # until the first step: a model may be compiled, a data set be made
+        if found is not None:
+            self.watch.go_on(found[1])
+            return str(found[0])
+        if not isinstance(named, str | Path) or not str(named) or training.is_own(Path(named)):
+            return None  # a checkpoint of ours that is not whole, or another train()'s, is nothing to go on from
+        return str(named)
+
+    def _kept(self, trainer: Trainer, save: Callable[..., object]) -> Callable[..., object]:
+        def save_checkpoint(model: object, trial: object, *rest: object, **words: object) -> object:
+            step, training = trainer.state.global_step, self.trainings[-1]
+            folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{step}"
+            self.watch.at("checkpointing")
+            training.begin_save(folder, ours=self.extra_save)
+            result = save(model, trial, *rest, **words)
+            training.end_save(folder, step, self.watch.dump())
+            self.watch.at("scripted")
+            self.watch.streams.event("checkpoint", step=self.watch.seen.step, folder=folder.name)
+            return result
+
+        return save_checkpoint
+
+    def _some_batch(self, trainer: Trainer) -> torch.Tensor | None:
+        """Return token ids for a training that was resumed after its last step and saw no batch in this process."""
+        batch: Mapping[str, object] = next(iter(trainer.get_train_dataloader()), {})
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor) and _are_ids(key, value):
+                return value[:2].detach()
+        return None
 
     def _count_experts(self, model: torch.nn.Module) -> None:
         balance = ExpertBalance(model, self._rate)
@@ -110,12 +157,6 @@ class Foreign:
             raise JobStoppedError(self.name, f"at step {self.watch.seen.step} by an alert rule: {reason}")
         if verdict is not None and verdict.asked:
             raise ScriptEnded
-
-    def _newest(self, folder: Path) -> str | None:
-        """Return the newest checkpoint that every rank completed, by rank 0's view."""
-        found = [step for step, path in _checkpoints(folder) if _is_complete(path)]
-        step = self.watch.peers.from_first(max(found, default=-1))
-        return None if step < 0 else str(folder / f"checkpoint-{step}")
 
 
 class WatchCallback(TrainerCallback):
@@ -150,10 +191,18 @@ class WatchCallback(TrainerCallback):
         if verdict.factor < 1.0:
             groups = getattr(words.get("optimizer"), "param_groups", [])
             _lower(words.get("lr_scheduler"), groups, verdict.factor)
-        control.should_save = control.should_save or verdict.save
+        last = state.global_step >= state.max_steps
+        self.foreign.extra_save = not control.should_save
+        control.should_save = control.should_save or verdict.save or last
         control.should_training_stop = control.should_training_stop or verdict.ends
         self.foreign.verdict = verdict
         return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """A batch of an evaluation is done."""
+        self.watch.at("scripted")
 
     def on_evaluate(
         self,
@@ -180,27 +229,10 @@ class WatchCallback(TrainerCallback):
         own = {name: value for name, value in found.items() if name not in _OWN_WORDS}
         self.watch.told({name: value for name, value in own.items() if not name.startswith(("eval_", "train_"))})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """A checkpoint is written by this rank: seal it, so that half of one is never resumed from."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        peers = self.watch.peers
-        files = {
-            path.name: path.stat().st_size for path in folder.iterdir() if path.is_file() and _ours(path, peers.rank)
-        }
-        seal = folder / _SEAL.format(peers.rank)
-        partial = seal.with_suffix(".partial")
-        partial.write_text(json.dumps({"ranks": peers.world_size, "files": files}))
-        partial.replace(seal)
-        peers.barrier()
-        if peers.rank == 0:
-            self.watch.streams.event("checkpoint", step=self.watch.seen.step, folder=folder.name)
-            if args.save_total_limit is None and str(args.save_strategy).endswith("no"):
-                for _step, old in _checkpoints(Path(args.output_dir))[:-KEPT]:
-                    shutil.rmtree(old)
-
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """The training has ended."""
+        """The training has ended; what the script does next is its own business."""
         self.watch.flush()
+        self.watch.at("away")
 
 
 @contextlib.contextmanager
@@ -218,6 +250,16 @@ def installed(foreign: Foreign) -> Iterator[None]:
         yield
     finally:
         Trainer.__init__ = make
+
+
+def _unless_done(trainer: Trainer, run: Callable[..., object]) -> Callable[..., object]:
+    def run_epoch(*args: object, **words: object) -> object:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return None
+        return run(*args, **words)
+
+    return run_epoch
 
 
 def _lower(scheduler: object, groups: list[dict[str, float]], factor: float) -> None:
@@ -246,26 +288,3 @@ def _used(inputs: Mapping[str, object]) -> int:
     return sum(
         value.numel() for key, value in inputs.items() if _are_ids(key, value) and isinstance(value, torch.Tensor)
     )
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return the Trainer's checkpoints below its folder, oldest first."""
-    numbers = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
-    return sorted((int(number), path) for number, path in numbers if number.isdigit())
-
-
-def _is_complete(folder: Path) -> bool:
-    """Return whether every rank sealed it, and every file is as long as it was then."""
-    try:
-        ranks = int(json.loads((folder / _SEAL.format(0)).read_text())["ranks"])
-        seals = [json.loads((folder / _SEAL.format(rank)).read_text()) for rank in range(ranks)]
-        return all((folder / name).stat().st_size == size for seal in seals for name, size in seal["files"].items())
-    except (OSError, ValueError):
-        return False
-
-
-def _ours(path: Path, rank: int) -> bool:
-    """Return whether a file of a checkpoint is written by this rank: the first one writes what ranks share."""
-    if path.name.startswith("deepseek-ops."):
-        return False
-    return path.name == f"rng_state_{rank}.pth" or (rank == 0 and not path.name.startswith("rng_state_"))

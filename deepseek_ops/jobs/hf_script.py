@@ -6,8 +6,9 @@ spec: ``DEEPSEEK_OPS_JOB_KINDS=train=deepseek_ops.jobs.hf_script:run``.
 
 The script runs in every rank, in the rank's process, with torchrun's variables and the job's work folder as working
 directory. Its Trainer gets our streams and guardian (``hf_callback.py``), checkpoints at the plan's interval beside its
-own, and resumes from the newest complete one when ranks are started again. It ends at a request to stop, and what
-its Trainer holds in the end is published. Nothing of it needs this package: outside of our ranks it runs as before.
+own, and resumes from the newest whole one when ranks are started again, here or on another machine
+(``hf_checkpoints.py``). It ends at a request to stop, and what its Trainer holds in the end is published. Nothing of it
+needs this package: outside of our ranks it runs as before.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from deepseek_ops.core.config.alerts import Alert
-from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError, PermanentError
+from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError, PermanentError
 from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
+from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
 from deepseek_ops.jobs.hf_watch import Watch
+from deepseek_ops.jobs.training_checkpoint import DRAIN_SECONDS
 from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, local_dataset, local_files
 from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_ranks
+from deepseek_ops.jobs.training_ledger import LedgerFile
 from deepseek_ops.jobs.training_ranks import Ranks
 from deepseek_ops.jobs.training_streams import Streams
 from deepseek_ops.training.guardian import Guardian
@@ -78,10 +82,10 @@ def _watch(context: JobContext, plan: TrainingPlan, peers: Ranks, streams: Strea
         peers,
         streams,
         Guardian(own, default_alerts(own)),
-        work=context.work,
-        attempt=context.attempt,
+        ledger=LedgerFile(context, plan.run_prefix),
         requests=context.requests,
         stop_requested=lambda: context.stop_requested,
+        progress=context.progress,
         save_every=getattr(plan, "checkpoint_steps", None) or DEFAULT_SAVE_STEPS,
     )
 
@@ -91,19 +95,37 @@ def _train(context: JobContext, plan: TrainingPlan, script: TrainingScript, watc
 
     dataset, folders = _inputs(context, plan, watch.peers)
     code = local_files(context, script.code, "code")
-    foreign = Foreign(watch, name=script.path, bias_update_rate=script.bias_update_rate)
+
+    def checkpoints(number: int) -> ScriptCheckpoints:
+        return ScriptCheckpoints(context, plan, watch.peers, number=number, say=watch.streams.event)
+
+    foreign = Foreign(watch, checkpoints, name=script.path, bias_update_rate=script.bias_update_rate)
     with installed(foreign):
         try:
             _execute(code / script.path, arguments(script, plan, folders))
-        except ScriptEnded:
+        except (ScriptEnded, JobStoppedError) as ending:
+            _finish(context, foreign)
+            if isinstance(ending, JobStoppedError):
+                raise
             watch.streams.event("stopped", step=watch.seen.step, reason=context.stop_reason)
             return _checkpoint(context, plan, watch, FileSet(files=())).dump()
+    _finish(context, foreign)
     checkpoint = _published(context, plan, foreign, dataset / TOKENIZER)
     if context.rank == 0:
         checkpoint = _store_result(context, plan, checkpoint)
         watch.streams.event("finished", step=checkpoint.step, metrics=dict(checkpoint.metrics))
     watch.peers.barrier()
+    for done in foreign.trainings:
+        done.clear()
     return checkpoint.dump()
+
+
+def _finish(context: JobContext, foreign: Foreign) -> None:
+    """Wait for the store to have what it should: while there is time, if the job was told to stop."""
+    seconds = 0.5 * context.spec.grace_seconds if context.stop_requested else DRAIN_SECONDS
+    for training in foreign.trainings:
+        training.finish(seconds)
+    foreign.watch.finish()
 
 
 def _inputs(context: JobContext, plan: TrainingPlan, peers: Peers) -> tuple[Path, dict[str, str]]:
@@ -119,7 +141,8 @@ def _inputs(context: JobContext, plan: TrainingPlan, peers: Peers) -> tuple[Path
         return dataset, {"dataset": str(dataset), "base": str(base or ""), "output": str(output)}
 
     if int(os.environ.get("LOCAL_RANK", context.rank)) == 0:
-        fetch()
+        with context.working():
+            fetch()
     peers.barrier()
     return fetch()
 
@@ -147,7 +170,8 @@ def _published(context: JobContext, plan: TrainingPlan, foreign: Foreign, tokeni
     publish(foreign.trainer, foreign.sample, folder, rank=context.rank, tokenizer=held)
     if context.rank != 0:
         return _checkpoint(context, plan, foreign.watch, FileSet(files=()))
-    files = context.blobs.put_folder(folder)
+    with context.working():
+        files = context.blobs.put_folder(folder)
     foreign.watch.streams.event("published", files=len(files.files), bytes=files.num_bytes, model=files.fingerprint)
     return _checkpoint(context, plan, foreign.watch, files)
 

@@ -10,31 +10,33 @@ never reaches the weights.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepseek_ops.adapters.local_launcher.folder import read_json, write_json
+from pydantic import JsonValue
+
 from deepseek_ops.core.config.alert_actions import LowerLearningRateAction, RewindAction, SkipBatchesAction
 from deepseek_ops.training.curve import Curve
 from deepseek_ops.training.guardian import ELAPSED, STOP, Decision, Guardian, Memory
-from deepseek_ops.training.guardian_ledger import Entry, Ledger
+from deepseek_ops.training.guardian_ledger import Entry
 
 if TYPE_CHECKING:
     import torch
 
     from deepseek_ops.core.jobs import JobRequest
     from deepseek_ops.jobs.agreement import Peers
+    from deepseek_ops.jobs.progress import Phase
+    from deepseek_ops.jobs.training_ledger import LedgerFile
     from deepseek_ops.jobs.training_model import ExpertBalance
     from deepseek_ops.jobs.training_streams import Streams
 
-LEDGER = "guardian-of-script.json"
 _STOP_ASKED, _STOP_RULE, _SAVE, _LOWER = 1, 2, 4, 8
 _MILLIONTHS = 1_000_000
+_KEPT_RATES = 128
+"""Of the newest steps, in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,32 @@ class Seen:
     last: dict[str, float] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
 
+    def dump(self) -> dict[str, JsonValue]:
+        """Return it as JSON; floats keep every bit."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "training": self.training.dump(),
+            "validation": self.validation.dump(),
+            "last": {name: repr(value) for name, value in self.last.items()},
+            "rates": [repr(rate) for rate in self.rates[-_KEPT_RATES:]],
+        }
+
+    @classmethod
+    def load(cls, body: Mapping[str, JsonValue]) -> Seen:
+        """Return what ``dump`` wrote."""
+        last, rates = body["last"], body["rates"]
+        return cls(
+            step=int(str(body["step"])),
+            tokens=int(str(body["tokens"])),
+            skipped=int(str(body["skipped"])),
+            training=Curve.load(body["training"]),
+            validation=Curve.load(body["validation"]),
+            last={name: float(str(value)) for name, value in last.items()} if isinstance(last, dict) else {},
+            rates=[float(str(rate)) for rate in rates] if isinstance(rates, list) else [],
+        )
+
 
 class Watch:
     """Follows one training. Every method is called by every rank."""
@@ -76,10 +104,10 @@ class Watch:
         streams: Streams,
         guardian: Guardian,
         *,
-        work: Path,
-        attempt: int,
+        ledger: LedgerFile,
         requests: Callable[[int], list[JobRequest]],
         stop_requested: Callable[[], bool],
+        progress: Callable[[int, Phase], None],
         save_every: int | None,
     ) -> None:
         self.peers = peers
@@ -92,9 +120,9 @@ class Watch:
         self._save_every = save_every
         self._requests = requests
         self._stop_requested = stop_requested
-        self._file = work / LEDGER
-        entries = (read_json(self._file) or {}).get("entries")
-        self._ledger = Ledger.load(entries if isinstance(entries, list) else [], job_attempt=attempt)
+        self._progress = progress
+        self._file = ledger
+        self._ledger = ledger.ledger
         self._memory = Memory()
         self._started = self._began = time.perf_counter()
         self._loss: torch.Tensor | None = None
@@ -103,9 +131,28 @@ class Watch:
         self._late: dict[str, float] = {}
         self._shared: list[float] = []
 
+    def dump(self) -> dict[str, JsonValue]:
+        """Return what a checkpoint has to remember."""
+        return {"seen": self.seen.dump(), "guardian": self._memory.dump()}
+
+    def go_on(self, state: Mapping[str, JsonValue]) -> None:
+        """Go on from what ``dump`` returned when the checkpoint was taken."""
+        seen, memory = state.get("seen"), state.get("guardian")
+        self.seen = Seen.load(seen) if isinstance(seen, dict) else Seen()
+        self._memory = Memory.load(memory if isinstance(memory, dict) else {})
+
+    def finish(self) -> None:
+        """Wait until what the guardian did is in the store."""
+        self._file.finish()
+
+    def at(self, phase: Phase) -> None:
+        """Say what comes now: a rank that is silent for much too long is taken for hung."""
+        self._progress(self.seen.step, phase)
+
     def begin_step(self) -> None:
         """Note that a step begins, and tell the streams about the one before."""
         self.flush()
+        self.at("scripted")
         self._began = time.perf_counter()
 
     def micro_batch(self, loss: torch.Tensor, tokens: int) -> None:
@@ -239,5 +286,4 @@ class Watch:
         return save
 
     def _add(self, entry: Entry) -> None:
-        self._ledger.add(entry)
-        write_json(self._file, json.loads(json.dumps({"entries": self._ledger.dump()})))
+        self._file.add([entry])

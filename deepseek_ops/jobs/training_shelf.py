@@ -74,6 +74,8 @@ class Shelf:
         self.folder = folder
         self._plan = plan
         self._held: set[CheckpointName] = set()
+        self.pinned: set[CheckpointName] = set()
+        """Kept here and in the store, whatever the policy says."""
 
     def path(self, name: CheckpointName) -> Path:
         return self.folder / str(name)
@@ -125,7 +127,7 @@ class Shelf:
     def prune(self, keep: int = KEPT) -> None:
         """Remove what the policy does not keep."""
         shelved = self.all()
-        stay = kept([one.candidate for one in shelved], keep, held=self._held)
+        stay = kept([one.candidate for one in shelved], keep, held=self._held | self.pinned)
         for one in shelved:
             if one.name not in stay:
                 self.remove(one.name)

@@ -136,6 +136,7 @@ class StoredCheckpoints:
         folder.mkdir(parents=True, exist_ok=True)
 
         def fetch(entry: FileEntry) -> None:
+            (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
             blobs.fetch(entry, folder / entry.path)
             step()
 

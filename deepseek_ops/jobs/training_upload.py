@@ -181,7 +181,7 @@ class Uploads:
             facts = {"bytes": sent.num_bytes, "new_bytes": sent.new_bytes, "seconds": round(self.seconds, 3)}
             self._say("checkpoint_uploaded", checkpoint=str(name), step=name.step, **facts)
             if self._place.node == 0:
-                gone = set(self._stored.prune(held=[name]))
+                gone = set(self._stored.prune(held=[name, *self._shelf.pinned]))
                 with self._changed:
                     self._sent -= gone
                     self._healthy -= gone

@@ -18,6 +18,9 @@ from pydantic import Field
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.records import FileSet, Record, TrainingPlan
 
+_LINK = "+script:"
+"""Between a nonce and the fingerprint of the script that the plan is of."""
+
 
 class TrainingScript(Record):
     """Which script, and what it is called with."""
@@ -45,14 +48,22 @@ class UnlinkedScriptError(PermanentError):
 
 
 def scripted(plan: TrainingPlan, script: TrainingScript) -> TrainingPlan:
-    """Return the plan as that of this script: the script decides the weights, so it decides the fingerprint too."""
-    return plan.evolve(nonce=script.fingerprint)
+    """Return the plan as that of this script: the script decides the weights, so it decides the fingerprint too.
+
+    A nonce of the plan's own stays in it: with another one the same is trained again. Done twice it changes nothing.
+    """
+    own = plan.nonce.rpartition(_LINK)[0] if _is_linked(plan, script) else plan.nonce
+    return plan.evolve(nonce=f"{own}{_LINK}{script.fingerprint}" if own else script.fingerprint)
 
 
 def require_linked(plan: TrainingPlan, script: TrainingScript) -> None:
     """Raise UnlinkedScriptError unless the plan was made for the script."""
-    if plan.nonce != script.fingerprint:
+    if not _is_linked(plan, script):
         raise UnlinkedScriptError(plan.nonce, script.fingerprint)
+
+
+def _is_linked(plan: TrainingPlan, script: TrainingScript) -> bool:
+    return plan.nonce.rpartition(_LINK)[2] == script.fingerprint
 
 
 def arguments(script: TrainingScript, plan: TrainingPlan, folders: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
+import signal
 
 import pytest
 from fixtures_hf_scripts import SFT_SCRIPT, TRAINER_SCRIPT
@@ -38,8 +41,8 @@ def trainer_script(code, *more, steps=20):
     return TrainingScript(code=code, path="train.py", args=(*args, *more), bias_update_rate=0.01)
 
 
-def start(lab, dataset, name, script, *, alerts=(), **fields):  # noqa: F811
-    plan = scripted(lab.plan(dataset, checkpoint_steps=1000), script)
+def start(lab, dataset, name, script, *, alerts=(), nonce="", **fields):  # noqa: F811
+    plan = scripted(lab.plan(dataset, checkpoint_steps=1000, nonce=nonce), script)
     payload = {"plan": plan.dump(), "alerts": list(alerts), "script": script.dump()}
     lab.submit("train", name, payload, num_ranks=2, environment=KIND, **fields)
     return plan
@@ -106,6 +109,38 @@ def test_the_scripts_model_is_published_and_found_again(lab, dataset, killed, co
     assert Checkpoint.load(lab.result("hf-again")) == checkpoint
 
 
+def losses_of(lab, plan):  # noqa: F811
+    return {row["step"]: row["training_loss"] for row in current(rows_of(lab, plan))}
+
+
+def test_a_script_goes_on_on_another_machine_and_is_trained_again_when_that_is_asked(lab, dataset, code):  # noqa: F811
+    script = trainer_script(code, steps=30)
+    plan = start(lab, dataset, "hf-moved", script)
+    until(lambda: (lab.launcher.status("hf-moved").step or 0) >= 8, within=120)
+    until(lambda: [i for i in lab.store.list(f"{plan.run_prefix}/") if i.key.endswith("/checkpoint.json")], within=60)
+    os.kill(lab.launcher.status("hf-moved").pid, signal.SIGKILL)
+    assert lab.settle("hf-moved").phase is JobPhase.LOST
+    shutil.rmtree(lab.root / "jobs" / "hf-moved" / "work")
+    start(lab, dataset, "hf-moved", script)
+    moved = Checkpoint.load(lab.result("hf-moved"))
+    (restored,) = lab.events("hf-moved", "checkpoint_restored")
+    assert (restored["source"], restored["step"] % 6) == ("store", 0)
+    steps = [row["step"] for row in rows_of(lab, plan)]
+    again = [step for before, step in itertools.pairwise(steps) if step <= before]
+    assert again in ([], [restored["step"] + 1]), "nothing before the checkpoint was trained twice"
+
+    straight = start(lab, dataset, "hf-anew", script, nonce="again")
+    whole = Checkpoint.load(lab.result("hf-anew"))
+    assert [row["step"] for row in rows_of(lab, straight)] == list(range(1, 31)), "trained, not found"
+    seen, expected = losses_of(lab, plan), losses_of(lab, straight)
+    assert seen == {step: expected[step] for step in seen}
+    lost = expected.keys() - seen.keys()
+    assert all(step <= restored["step"] for step in lost), "rows that only the lost machine had"
+    assert (moved.tokens, moved.curve) == (whole.tokens, whole.curve), "what was seen before the move counts"
+    left = [info.key for info in lab.store.list("runs/") if "/checkpoints/" in info.key]
+    assert [key for key in left if key.startswith((plan.run_prefix, straight.run_prefix))] == []
+
+
 def test_a_rule_stops_a_script_and_a_person_does(lab, dataset, code):  # noqa: F811
     rule = {
         "metric": "training_loss",
@@ -121,7 +156,7 @@ def test_a_rule_stops_a_script_and_a_person_does(lab, dataset, code):  # noqa: F
     until(lambda: (lab.launcher.status("hf-person").step or 0) >= 3, within=120)
     lab.launcher.stop("hf-person", reason="lunch")
     assert lab.settle("hf-person").phase is JobPhase.STOPPED
-    assert kinds_of(lab, plan)[-2:] == ["checkpoint", "stopped"]
+    assert kinds_of(lab, plan)[-2:] == ["checkpoint_uploaded", "stopped"], "the emergency checkpoint is in the store"
     assert "SCRIPT ENDED" not in lab.launcher.logs("hf-person")[0]
 
 
