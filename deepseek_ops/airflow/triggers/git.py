@@ -72,7 +72,8 @@ class GitRefTrigger(WatchTrigger):
         pipeline file may ask for more.
     :param facts_conn_id: facts database through which webhooks wake this watcher; empty: polling only.
     :param claimed: the DAGs that listen claim each push in the facts (``pipeline.pushes.claim``), so one that nobody
-        claimed started no run and is announced again when the watcher starts.
+        claimed started no run: it is announced again when the watcher starts, or after two minutes. Airflow loses an
+        event that comes while it makes a run of another one.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class GitRefTrigger(WatchTrigger):
             there = self._watched(snapshot)
             if not await watch.begun(snapshot.remote, there):
                 continue
-            await watch.announce_again(there, self._unclaimed)
+            await watch.announce_again(there, snapshot.at, self._unclaimed)
             refs = watch.due(watch.moved(snapshot.remote.url, there), snapshot.at)
             for start in range(0, max(len(refs), 1), BATCH):
                 fired = False
@@ -175,7 +176,7 @@ class GitRefTrigger(WatchTrigger):
             if later is not None:
                 snapshot.appointments.ask(later)
                 continue
-            watch.settle(ref, announced=wish.wanted)
+            watch.settle(ref, snapshot.at, announced=wish.wanted)
             if wish.wanted:
                 found.append(ref)
         return found

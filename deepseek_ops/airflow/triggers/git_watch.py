@@ -25,6 +25,9 @@ PLACE = "repository"
 ANNOUNCED = "announced"
 """Entry of the memory with the newest announcements, as JSON: no ref is called that either."""
 REMEMBERED = 64
+AGAIN_SECONDS = 120.0
+"""How long after its announcement a push that no run has taken is announced again; four times as long each time."""
+AGAIN_TIMES = 6
 WITNESSES = 3
 
 _REF = "refs/"
@@ -42,6 +45,16 @@ class _Moving:
     wish: Wish | None = None
     failures: int = 0
     not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class _Announced:
+    """A move that was announced, until it is known that a run has taken it."""
+
+    ref: GitRef
+    again_at: float
+    """When to ask whether a run has, by ``time.monotonic``."""
+    times: int = 0
 
 
 class GitWatch:
@@ -69,12 +82,12 @@ class GitWatch:
         self._url = ""
         self._announced: dict[str, GitRef] = {}
         """The newest move of each ref that was announced, the newest last."""
-        self._doubtful: list[GitRef] = []
-        """Announced by a watcher before this one: perhaps nobody listened."""
+        self._untaken: dict[str, _Announced] = {}
+        """Those that no run is known to have taken: the watcher before this one made some of them."""
 
     def idle(self, snapshot: RefSnapshot) -> bool:
         """Return whether this snapshot can bring nothing: no ref moved, none is awaited, all is remembered."""
-        nothing = not self._moving and not self._doubtful and self._kept() == self._stored
+        nothing = not self._moving and not self._overdue(snapshot.at) and self._kept() == self._stored
         same = snapshot.refs is self._refs and nothing
         self._refs = snapshot.refs
         return same
@@ -102,31 +115,45 @@ class GitWatch:
             return False
         self._stored = dict(known)
         self.seen = {name: commit for name, commit in known.items() if name.startswith(_REF)}
-        self._doubtful = _announcements(known.get(ANNOUNCED, "")) if self._claimed else []
-        self._announced = {ref.name: ref for ref in self._doubtful}
+        earlier = _announcements(known.get(ANNOUNCED, "")) if self._claimed else []
+        self._announced = {ref.name: ref for ref in earlier}
+        self._untaken = {ref.name: _Announced(ref, again_at=float("-inf")) for ref in earlier}
         return True
 
     async def announce_again(
-        self, there: Mapping[str, str], unclaimed: Callable[[Sequence[GitRef]], Awaitable[list[GitRef]]]
+        self,
+        there: Mapping[str, str],
+        now: float,
+        unclaimed: Callable[[Sequence[GitRef]], Awaitable[list[GitRef]]],
     ) -> None:
-        """Forget the announcements of earlier watchers that ``unclaimed`` returns, so that they are made again.
+        """Forget the announcements that no run has taken (``unclaimed``) for long, so that they are made again.
 
-        Asks once, with what is still where it was announced. While it cannot be asked, each look tries again.
+        Airflow can lose one: where a DAG was paused a moment ago, or where a run is just being made of another event.
         """
-        if not self._doubtful:
+        overdue = self._overdue(now)
+        if not overdue:
             return
+        resting = [
+            one.ref for one in overdue if there.get(one.ref.name) == self.seen.get(one.ref.name) == one.ref.commit
+        ]
         try:
-            resting = [ref for ref in self._doubtful if there.get(ref.name) == self.seen.get(ref.name) == ref.commit]
             lost = await unclaimed(resting)
         except Exception as error:  # noqa: BLE001  (facts that are away must not keep new pushes back)
             log.warning("cannot tell yet which pushes were taken: %s", error)
             return
-        self._doubtful = []
-        for ref in lost:
-            log.info("%s at %s was announced and taken by no run: announcing it again", ref.short, ref.commit[:12])
-            del self.seen[ref.name]
-            if ref.previous is not None:
-                self.seen[ref.name] = ref.previous
+        for one in overdue:
+            if one.ref not in lost or one.times >= AGAIN_TIMES:
+                del self._untaken[one.ref.name]
+                continue
+            log.info("%s at %s was taken by no run: announcing it again", one.ref.short, one.ref.commit[:12])
+            one.again_at = now + AGAIN_SECONDS * 4**one.times
+            one.times += 1
+            del self.seen[one.ref.name]
+            if one.ref.previous is not None:
+                self.seen[one.ref.name] = one.ref.previous
+
+    def _overdue(self, now: float) -> list[_Announced]:
+        return [one for one in self._untaken.values() if one.again_at <= now]
 
     def moved(self, url: str, there: Mapping[str, str]) -> list[GitRef]:
         """Return the refs that are new or elsewhere. A deleted one is forgotten: if it comes back, it is new."""
@@ -171,15 +198,19 @@ class GitWatch:
         moment = min(moving.since + debounce, moving.first + LONGEST_REST * debounce)
         return None if now >= moment else moment
 
-    def settle(self, ref: GitRef, *, announced: bool) -> None:
+    def settle(self, ref: GitRef, now: float, *, announced: bool) -> None:
         """Count the ref's commit as dealt with; ``announced`` tells whether anybody hears of it."""
         self.seen[ref.name] = ref.commit
-        if announced and self._claimed:
-            self._announced.pop(ref.name, None)
-            self._announced[ref.name] = ref
-            for name in list(self._announced)[:-REMEMBERED]:
-                del self._announced[name]
         self._moving.pop(ref.name, None)
+        if not (announced and self._claimed):
+            return
+        self._announced.pop(ref.name, None)
+        self._announced[ref.name] = ref
+        for name in list(self._announced)[:-REMEMBERED]:
+            del self._announced[name]
+        untaken = self._untaken.get(ref.name)
+        if untaken is None or untaken.ref != ref:
+            self._untaken[ref.name] = _Announced(ref, again_at=now + AGAIN_SECONDS)
 
     async def remember(self) -> None:
         """Store what counts as announced, if that is something else than what is stored."""
