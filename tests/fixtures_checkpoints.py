@@ -250,10 +250,12 @@ def troubles(context: JobContext) -> dict[str, JsonValue]:
     plan = small_plan(2, "fp32")
     found: dict[str, JsonValue] = {}
 
-    def life(attempt: int, folder: str = "machine") -> Trained:
+    def life(attempt: int, folder: str = "machine", restarts: int = 0) -> Trained:
         spec = JobSpec.model_validate({"name": "troubles", "kind": "train", "payload": {}})
         store = AwayStore(root / "store", root / "away")
-        inner = JobContext(spec, root / folder, attempt=attempt, rank=context.rank, world_size=2, store=store)
+        inner = JobContext(
+            spec, root / folder, attempt=attempt, rank=context.rank, world_size=2, restarts=restarts, store=store
+        )
         return Trained(inner, plan)
 
     first = life(1)
@@ -311,6 +313,7 @@ def troubles(context: JobContext) -> dict[str, JsonValue]:
     found["elsewhere_from"] = fifth.resume()
     found["elsewhere_source"] = [fields["source"] for kind, fields in fifth.said if kind == "checkpoint_restored"]  # type: ignore[misc]
     found["elsewhere_equal"] = fifth.weights() == reference
+    found["after_a_wiped_disk_from"] = life(5, "a wiped machine", restarts=1).resume()
     fifth.train(24)
     fifth.checkpoints.finish(fifth.progress)
     found["proof"] = [json.loads(json.dumps(fields)) for kind, fields in fifth.said if kind == "resume_proof"]

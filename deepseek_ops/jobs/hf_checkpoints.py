@@ -80,6 +80,8 @@ class ScriptCheckpoints:
         restorer = Restorer(self._shelf, self._stored, self._peers, self._machine, whole=True, working=working)
         ask = self._context.restarts == 0 or self._machine.num_nodes > 1
         found = restorer.bring(to_resume, look_in_store=ask, everything=lambda _ranks: True)
+        if found is None and not ask:
+            found = restorer.bring(to_resume, look_in_store=True, everything=lambda _ranks: True)
         own = Life(self._context.attempt, self._context.restarts)
         self._life = agreed_life(self._peers, own, (restorer.newest_life,))
         if found is None:

@@ -89,6 +89,8 @@ class Checkpoints:
         fresh = self._context.restarts == 0
         with self._context.phase("restoring"):
             restored = restorer.restore(engine, to_resume, look_in_store=fresh)
+            if restored is None and not fresh:  # a disk that was wiped, or another number of machines
+                restored = restorer.restore(engine, to_resume, look_in_store=True)
         copies = [restored.state.get("lives")] if restored is not None else []
         self._lives.read(copies)
         self._begin_life(restorer.newest_life)

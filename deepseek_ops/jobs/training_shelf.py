@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import InvalidRecordError
+from deepseek_ops.core.errors import InvalidRecordError, LocalDiskError
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.blobs import hash_file
 from deepseek_ops.training.checkpoints import Candidate, CheckpointName, kept
@@ -76,6 +76,8 @@ class Shelf:
         self._held: set[CheckpointName] = set()
         self.pinned: set[CheckpointName] = set()
         """Kept here and in the store, whatever the policy says."""
+        self._early: set[CheckpointName] = set()
+        """Healthy before they were sealed: N steps may take less time than a disk to write them."""
 
     def path(self, name: CheckpointName) -> Path:
         return self.folder / str(name)
@@ -121,6 +123,8 @@ class Shelf:
         if final.exists():  # restored from the store once more
             shutil.rmtree(final)
         partial.rename(final)
+        if name in self._early:
+            self.mark_healthy(name)
         sync_folder(self.folder)
         return final
 
@@ -134,6 +138,7 @@ class Shelf:
 
     def remove(self, name: CheckpointName) -> None:
         """Remove a checkpoint: first its name, so that no half of one is ever found."""
+        self._early.discard(name)
         gone = self.folder / f"{name}.gone"
         with suppress(OSError):
             self.path(name).rename(gone)
@@ -141,8 +146,10 @@ class Shelf:
 
     def mark_healthy(self, name: CheckpointName) -> None:
         """Note that N clean steps came after the checkpoint; a disk that is full just does not learn it."""
+        self._early.add(name)  # first: the thread that seals it looks after it has given it its name
         with suppress(OSError):
             (self.path(name) / HEALTHY).touch()
+            self._early.discard(name)
 
     def clear(self) -> None:
         """Remove everything."""
@@ -217,6 +224,8 @@ class Sealing:
             self._shelf.seal(self._name, files)
         except OSError as error:
             return error.strerror or str(error)
+        except LocalDiskError as error:
+            return str(error)
         return ""
 
 

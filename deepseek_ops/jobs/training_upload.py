@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from deepseek_ops.core.errors import DeepSeekOpsError, TransientError
-from deepseek_ops.jobs.training_shelf import Shelf
-from deepseek_ops.jobs.training_store import StoredCheckpoints
+from deepseek_ops.core.errors import TransientError
+from deepseek_ops.jobs.training_shelf import Shelf, Shelved
+from deepseek_ops.jobs.training_store import Sent, StoredCheckpoints
 from deepseek_ops.training.checkpoints import CheckpointName, StoredCheckpoint
 
 FIRST_RETRY_SECONDS = 1.0
@@ -36,6 +36,15 @@ class Place:
     """Whether this attempt may still declare anything."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """This machine's part of a checkpoint that is in the store and not known to be whole there."""
+
+    shelved: Shelved
+    sent: Sent
+    began: float
+
+
 class Uploads:
     """The uploads of one machine, in a thread that begins with the first of them."""
 
@@ -49,6 +58,8 @@ class Uploads:
         """Healthy, and not known to be so in the store."""
         self._gone: set[CheckpointName] = set()
         self._sent: set[CheckpointName] = set()
+        self._sending: CheckpointName | None = None
+        self._open: dict[CheckpointName, _Part] = {}
         self._busy = False
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -60,7 +71,7 @@ class Uploads:
         """Send the checkpoint as soon as the one that is on its way has arrived, unless a newer one comes first."""
         with self._changed:
             self._shelf.hold(name)
-            if self._waiting is not None:
+            if self._waiting not in (None, name, self._sending):
                 self._shelf.let_go(self._waiting)
             self._waiting = name
         self._wake()
@@ -81,6 +92,8 @@ class Uploads:
         with self._changed:
             self._gone.update(names)
             self._healthy -= self._gone
+            for name in self._gone & self._open.keys():
+                del self._open[name]
             if self._waiting in self._gone:
                 self._shelf.let_go(self._waiting)
                 self._waiting = None
@@ -89,7 +102,9 @@ class Uploads:
     def drain(self, seconds: float) -> bool:
         """Wait until everything is sent, so long at most; return whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: (not self._busy and not self._work()) or self._ended, seconds)
+            return self._changed.wait_for(
+                lambda: not (self._busy or self._work() or self._open) or self._ended, seconds
+            )
 
     def end(self, seconds: float = 30.0) -> None:
         """Send nothing more; returns when the thread has noticed, or after so many seconds."""
@@ -118,13 +133,13 @@ class Uploads:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._work() or self._ended)
+                self._changed.wait_for(lambda: self._work() or self._ended, PARTS_POLL_SECONDS if self._open else None)
                 if self._ended:
                     return
                 self._busy = True
             try:
                 self._one_thing()
-            except (DeepSeekOpsError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  (whatever a store's library raises: it is said, and tried again)
                 if not delayed_since:
                     delayed_since = time.monotonic()
                     outcome = "delayed" if isinstance(error, TransientError) else "failed"
@@ -149,12 +164,14 @@ class Uploads:
             self._forget(gone)
         elif name is not None:
             self._send(name)
-        else:
+        elif healthy:
             for one in healthy:
                 if self._place.node == 0:
                     self._stored.mark_healthy(one)
                 with self._changed:
                     self._healthy.discard(one)
+        else:
+            self._declare()
 
     def _forget(self, gone: set[CheckpointName]) -> None:
         if self._place.node == 0:
@@ -164,46 +181,77 @@ class Uploads:
             self._sent -= gone
 
     def _send(self, name: CheckpointName) -> None:
+        """Send this machine's files; they stay on the disk until they are sent, whatever comes meanwhile."""
         began = time.monotonic()
         shelved = self._shelf.get(name)
-        whole = False
-        if shelved is not None:
-            sent = self._stored.send(name, shelved.folder, shelved.files, node=self._place.node)
-            whole = self._place.node != 0 or self._declare(name, shelved.world_size, shelved.plan, shelved.calm)
+        with self._changed:
+            self._sending = name
+        try:
+            sent = None
+            if shelved is not None:
+                sent = self._stored.send(name, shelved.folder, shelved.files, node=self._place.node)
+        finally:
+            with self._changed:
+                self._sending = None
+                if self._waiting != name:
+                    self._shelf.let_go(name)
         with self._changed:
             if self._waiting == name:
                 self._waiting = None
-            self._shelf.let_go(name)
-            if whole:
-                self._sent.add(name)
-        if shelved is not None and whole:
-            self.seconds = time.monotonic() - began
-            facts = {"bytes": sent.num_bytes, "new_bytes": sent.new_bytes, "seconds": round(self.seconds, 3)}
-            self._say("checkpoint_uploaded", checkpoint=str(name), step=name.step, **facts)
-            if self._place.node == 0:
-                gone = set(self._stored.prune(held=[name, *self._shelf.pinned]))
-                with self._changed:
-                    self._sent -= gone
-                    self._healthy -= gone
+                self._shelf.let_go(name)
+            if shelved is None or sent is None or name in self._gone:
+                return
+            self._open[name] = _Part(shelved, sent, began)
+        if self._place.node == 0:
+            self._declare()
+        else:
+            self._is_sent(name)
 
-    def _declare(self, name: CheckpointName, world_size: int, plan: str, calm: bool) -> bool:
-        """Declare the checkpoint whole once all parts are there; return False when that is not to be."""
-        while (files := self._stored.parts(name, num_nodes=self._place.num_nodes)) is None:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended, PARTS_POLL_SECONDS)
-                if self._ended or self._waiting != name:
-                    return False  # a newer one waits, or this one is to go
-        if not self._place.is_current():
-            self._fenced()
-        if self._ended:
-            return False
-        nodes = self._place.num_nodes
-        self._stored.seal(
-            StoredCheckpoint(
-                name=str(name), plan=plan, world_size=world_size, num_nodes=nodes, calm=calm, files=tuple(files)
+    def _declare(self) -> None:
+        """Declare the newest checkpoint whole whose parts are all there.
+
+        One that waits for a part of another machine is looked at again, also when newer ones have been sent since: a
+        machine that is slower than the checkpoints come would otherwise keep all of them from ever being whole.
+        """
+        with self._changed:
+            waiting = sorted(self._open.items(), reverse=True, key=lambda item: item[0])
+        for name, part in waiting:
+            files = self._stored.parts(name, num_nodes=self._place.num_nodes)
+            if files is None:
+                continue
+            if not self._place.is_current():
+                self._fenced()
+            if self._ended:
+                return
+            one = part.shelved
+            self._stored.seal(
+                StoredCheckpoint(
+                    name=str(name),
+                    plan=one.plan,
+                    world_size=one.world_size,
+                    num_nodes=self._place.num_nodes,
+                    calm=one.calm,
+                    files=tuple(files),
+                )
             )
-        )
-        return True
+            self._is_sent(name)
+            gone = set(self._stored.prune(held=[name, *self._shelf.pinned]))
+            with self._changed:
+                self._sent -= gone
+                self._healthy -= gone
+            return
+
+    def _is_sent(self, name: CheckpointName) -> None:
+        with self._changed:
+            part = self._open.pop(name, None)
+            if part is None:
+                return  # it was given up meanwhile, and goes
+            for older in [one for one in self._open if one < name]:
+                del self._open[older]
+            self._sent.add(name)
+        self.seconds = time.monotonic() - part.began
+        facts = {"bytes": part.sent.num_bytes, "new_bytes": part.sent.new_bytes, "seconds": round(self.seconds, 3)}
+        self._say("checkpoint_uploaded", checkpoint=str(name), step=name.step, **facts)
 
     def _fenced(self) -> None:
         with self._changed:

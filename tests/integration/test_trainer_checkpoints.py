@@ -102,6 +102,10 @@ def test_another_machine_goes_on_from_the_store_to_the_last_bit(troubled):
     assert troubled["elsewhere_equal"]
 
 
+def test_a_restart_that_finds_its_disk_wiped_asks_the_store(troubled):
+    assert troubled["after_a_wiped_disk_from"] == 16, "and does not begin anew"
+
+
 def test_the_proof_knows_what_every_machine_has_done(troubled):
     (proof,) = troubled["proof"]
     assert proof["exact"]
