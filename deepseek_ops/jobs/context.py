@@ -13,7 +13,10 @@ any other exception                                   78, reason = last line of 
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
 from deepseek_ops.core.jobs import JobRequest, JobSpec
 from deepseek_ops.jobs.progress import Phase, ProgressPage
@@ -29,6 +33,11 @@ from deepseek_ops.jobs.working import Working
 
 if TYPE_CHECKING:
     from deepseek_ops.core.ports import Blobs, ObjectStore
+
+
+HELD_EVENTS = 10_000
+"""Events kept in memory while the disk is full; beyond that the oldest go."""
+_log = logging.getLogger(__name__)
 
 
 class JobContext:
@@ -68,6 +77,8 @@ class JobContext:
         self._files = JobFolder(folder)
         self._store = store
         self._page = page or ProgressPage()
+        self._held: deque[tuple[str, dict[str, object]]] = deque(maxlen=HELD_EVENTS)
+        self._writing = threading.Lock()
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
@@ -97,8 +108,19 @@ class JobContext:
         return GuardedBlobs(self.store, holder=f"job {self.spec.name}")
 
     def event(self, kind: str, /, **fields: object) -> None:
-        """Append one event to the job's stream. Any rank may; numbers that JSON lacks become strings ("NaN")."""
-        self._files.append_event(kind, self.attempt, {**fields, "rank": self.rank})
+        """Append one event to the job's stream. Any rank may; numbers that JSON lacks become strings ("NaN").
+
+        On a disk that is full it is kept in memory and follows later: to say something must end no training.
+        """
+        with self._writing:
+            self._held.append((kind, {**fields, "rank": self.rank}))
+            try:
+                while self._held:
+                    self._files.append_event(self._held[0][0], self.attempt, self._held[0][1])
+                    self._held.popleft()
+            except NoSpaceForJobError as error:
+                if len(self._held) == 1:
+                    _log.warning("events wait in memory: %s", error)
 
     def report(self, *, step: int, **metrics: float) -> None:
         """Append the metrics of a step to the job's stream. Does nothing on other ranks than 0."""

@@ -16,16 +16,18 @@ and on how it ended through a ``Rendezvous``; one node agrees with itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepseek_ops.adapters.local_launcher import processes
+from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, RankGroup, disk
 from deepseek_ops.core.errors import DeepSeekOpsError, TransientError
 from deepseek_ops.core.jobs import JobSpec
@@ -174,7 +176,8 @@ class RankGroupRunner:
             run.running[process.pid] = process.rank
             run.ranks[process.rank] = process
         group = RankGroup(attempt=self._attempt, restarts=run.restarts, pids=tuple(run.running))
-        self._files.write("ranks.json", group)
+        with self._full_disk_allowed():
+            self._files.write("ranks.json", group)
         return run
 
     def _watch(self, run: RankRun) -> None:
@@ -211,7 +214,8 @@ class RankGroupRunner:
             stacks = watch.dump(run.running, name, self._keep_stack)
             run.hang = watch.judge(hang, stacks) if hang is not None else None
         if self._meeting.num_nodes > 1 and (pace := watch.pace()) is not None:
-            self._meeting.share(pace)
+            with self._full_disk_allowed():
+                self._meeting.share(pace)
 
     def _keep_stack(self, name: str, text: str) -> str:
         """Write a dump and return its path below the job's folder; "" where the disk refuses it."""
@@ -283,6 +287,15 @@ class RankGroupRunner:
             if failure.node == self._meeting.node and not failure.final:
                 self._say("restart", rank=cause.rank, reason=cause.reason, restarts=number + 1, hang=cause.hang)
         self._noted = known.generation
+
+    @contextlib.contextmanager
+    def _full_disk_allowed(self) -> Iterator[None]:
+        """Go on where what only informs others cannot be written: a full disk must not end a training."""
+        try:
+            yield
+        except NoSpaceForJobError as error:
+            with contextlib.suppress(OSError):  # the log may lie on the same disk
+                print(error, flush=True)  # noqa: T201  (the job's log)
 
     def _say(self, kind: str, **fields: object) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import read_json, write_json
 from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError
 from deepseek_ops.core.records import canonical_json
@@ -43,12 +44,15 @@ class LedgerFile:
         self.ledger = Ledger.load(bodies, job_attempt=context.attempt)
 
     def add(self, entries: list[Entry]) -> None:
-        """Append entries and make them durable on this machine; the store follows."""
+        """Append entries and make them durable on this machine; the store follows, alone where the disk is full."""
         if self._context.rank != 0 or not entries:
             return
         for entry in entries:
             self.ledger.add(entry)
-        write_json(self._path, {"entries": self.ledger.dump()})
+        try:
+            write_json(self._path, {"entries": self.ledger.dump()})
+        except NoSpaceForJobError as error:
+            _log.warning("the guardian's ledger goes to the store only: %s", error)
         self.send()
 
     def send(self) -> None:
