@@ -81,7 +81,7 @@ def _watch(context: JobContext, plan: TrainingPlan, peers: Ranks, streams: Strea
     return Watch(
         peers,
         streams,
-        Guardian(own, default_alerts(own)),
+        Guardian(own, default_alerts(own, recovers=plan.purpose == "train")),
         ledger=LedgerFile(context, plan.run_prefix),
         requests=context.requests,
         stop_requested=lambda: context.stop_requested,
@@ -165,6 +165,8 @@ def _published(context: JobContext, plan: TrainingPlan, foreign: Foreign, tokeni
         raise IdleScriptError(
             f"{foreign.name} ended without having trained: call train() of a transformers.Trainer or a Trainer of TRL."
         )
+    if plan.purpose == "trial":  # its answer is a number
+        return _checkpoint(context, plan, foreign.watch, FileSet(files=()))
     folder = context.work / "model"
     held = tokenizer if tokenizer.is_dir() else None
     publish(foreign.trainer, foreign.sample, folder, rank=context.rank, tokenizer=held)
