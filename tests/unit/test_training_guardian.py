@@ -10,14 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_ops.core.config import InvalidPipelineError, load_pipeline
 from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.jobs import JobRequest
 from deepseek_ops.training.guardian import ELAPSED, Guardian, Memory, widened
 from deepseek_ops.training.guardian_defaults import default_alerts
 from deepseek_ops.training.guardian_ledger import Entry, Ledger
 from deepseek_ops.training.guardian_verdict import SIZE, Stop, Verdict, verdict_of
-from deepseek_ops.training.positions import count_of, next_positions, position_of, united
 
 NAN = math.nan
 STOP = {"type": "stop_training"}
@@ -208,32 +206,6 @@ class TestResume:
         assert [entry.rule for entry in Ledger.load(bodies, job_attempt=1).entries] == ["r", "r"]
 
 
-class TestPositions:
-    def test_steps_take_what_is_not_left_out(self):
-        skipped = [(3, 5), (7, 8)]
-        assert [position_of(step, skipped) for step in range(7)] == [0, 1, 2, 5, 6, 8, 9]
-
-    @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)), max_size=8))
-    def test_every_other_position_is_taken_once(self, pairs):
-        skipped = united((first, first + size) for first, size in pairs)
-        taken = [position_of(step, skipped) for step in range(50)]
-        left_out = {position for first, end in skipped for position in range(first, end)}
-        assert taken == [position for position in range(200) if position not in left_out][:50]
-
-    @given(
-        st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), max_size=6), st.integers(0, 30), st.integers(1, 9)
-    )
-    def test_skipping_moves_no_step_before_it(self, pairs, step, count):
-        skipped = united((first, first + size) for first, size in pairs)
-        now = position_of(step, skipped)
-        more = united([*skipped, *next_positions(now, count, skipped)])
-        assert [position_of(past, more) for past in range(step + 1)] == [
-            position_of(past, skipped) for past in range(step + 1)
-        ]
-        assert count_of(more) == count_of(skipped) + count
-        assert position_of(step + 1, more) == position_of(step + 1 + count, skipped)
-
-
 class TestVerdict:
     def test_it_travels_as_numbers(self):
         verdict = Verdict(stop=Stop.RULE, rewind_before=0, bad_from=7, skip=3, factor=0.1, checkpoint=True, clean=False)
@@ -364,66 +336,7 @@ class TestHealth:
         assert guardian.is_clean(memory, row, ledger)
 
 
-class TestConfig:
-    @pytest.mark.parametrize(
-        ("rule", "key", "says"),
-        [
-            ("actions: [{type: stop_training}, {type: rewind}]", "alerts[0].actions[1]", "never reached"),
-            ("max_attempts: 2, actions: [{type: page}]", "alerts[0].max_attempts", "bounds actions"),
-            ("actions: [{type: http}]", "alerts[0].actions[0].type", "neither connection nor url"),
-            (
-                "actions: [{type: http, url: 'https://a.b/c?token=1'}]",
-                "alerts[0].actions[0].url",
-                "without credentials",
-            ),
-            ("actions: [{type: slack, channel: 'a b'}]", "alerts[0].actions[0].channel", "#training"),
-            ("actions: [{type: skip_batches, count: 0}]", "alerts[0].actions[0].count", "greater than"),
-            ("cooldown: 5, actions: [{type: page}]", "alerts[0].cooldown", "3 steps"),
-            ("severity: bad, actions: [{type: page}]", "alerts[0].severity", "critical"),
-        ],
-    )
-    def test_what_cannot_be_meant_is_refused_with_its_place(self, rule, key, says):
-        with pytest.raises(InvalidPipelineError) as refused:
-            load_pipeline(f"alerts: [{{metric: loss, condition: value > 1, {rule}}}]", file="deepseek.yaml")
-        (problem,) = refused.value.problems
-        assert (problem.key, problem.line) == (key, 1)
-        assert says in str(problem)
-
-    def test_no_batch_makes_a_step_slow(self):
-        text = "alerts: [{metric: tokens_per_second, condition: value < 1, actions: [{type: skip_batches}]}]"
-        with pytest.raises(InvalidPipelineError, match="cannot help tokens_per_second"):
-            load_pipeline(text, file="deepseek.yaml")
-
-    def test_a_whole_ladder_reaches_the_job_as_it_was_written(self):
-        text = """
-alerts:
-  - metric: training_loss
-    condition: robust_zscore(100) > 8
-    for: 3 steps
-    cooldown: 10m
-    max_attempts: 4
-    severity: critical
-    actions:
-      - {type: slack, connection: slack_ml, channel: "#training"}
-      - {type: http, connection: pager}
-      - {type: email, recipients: [team@example.com]}
-      - {type: checkpoint}
-      - {type: skip_batches, count: 4, max_attempts: 2}
-      - {type: lower_lr, factor: 0.3}
-      - {type: rewind, max_attempts: 2}
-      - {type: stop_training}
-"""
-        (rule,) = load_pipeline(text, file="deepseek.yaml").alerts
-        sent = json.loads(json.dumps(rule.model_dump(mode="json", by_alias=True, exclude_none=True)))
-        assert Alert.model_validate(sent) == rule
-        assert [act.type for act in rule.ladder] == [
-            "checkpoint",
-            "skip_batches",
-            "lower_lr",
-            "rewind",
-            "stop_training",
-        ]
-
+class TestEvidence:
     def test_a_decision_carries_its_evidence_and_who_is_told(self):
         guardian = one({"type": "email", "recipients": ["a@example.com"]}, STOP, condition="value > 20")
         memory = Memory()
