@@ -13,7 +13,6 @@ needs this package: outside of our ranks it runs as before.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import runpy
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from deepseek_ops.core.config.alerts import Alert
-from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError, PermanentError
-from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
+from deepseek_ops.core.errors import JobStoppedError, PermanentError
+from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan
 from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
 from deepseek_ops.jobs.hf_watch import Watch
 from deepseek_ops.jobs.training_checkpoint import DRAIN_SECONDS
@@ -33,6 +32,7 @@ from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, local_dataset,
 from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_ranks
 from deepseek_ops.jobs.training_ledger import LedgerFile
 from deepseek_ops.jobs.training_ranks import Ranks
+from deepseek_ops.jobs.training_result import known_result, store_result
 from deepseek_ops.jobs.training_streams import Streams
 from deepseek_ops.training.guardian import Guardian
 from deepseek_ops.training.guardian_defaults import default_alerts
@@ -62,12 +62,15 @@ def run(context: JobContext) -> dict[str, JsonValue]:
     plan = TrainingPlan.load(_object(context.payload["plan"]))
     script = TrainingScript.load(_object(context.payload["script"]))
     require_linked(plan, script)
-    found = _known_result(context, plan)
+    found = known_result(context.store, plan)
     start_ranks(context.work, single_node=plan.num_nodes == 1)
     try:
         rank = int(os.environ.get("LOCAL_RANK", context.rank))
         peers = Ranks(context.rank, context.world_size, device_of(rank), lambda: context.stop_requested)
-        if peers.from_first(int(found is not None)) and (found := found or _known_result(context, plan)) is not None:
+        if (
+            peers.from_first(int(found is not None))
+            and (found := found or known_result(context.store, plan)) is not None
+        ):
             return found.dump()
         with Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, script, _watch(context, plan, peers, streams))
@@ -112,7 +115,7 @@ def _train(context: JobContext, plan: TrainingPlan, script: TrainingScript, watc
     _finish(context, foreign)
     checkpoint = _published(context, plan, foreign, dataset / TOKENIZER)
     if context.rank == 0:
-        checkpoint = _store_result(context, plan, checkpoint)
+        checkpoint = store_result(context.store, plan, checkpoint)
         watch.streams.event("finished", step=checkpoint.step, metrics=dict(checkpoint.metrics))
     watch.peers.barrier()
     for done in foreign.trainings:
@@ -191,26 +194,6 @@ def _checkpoint(context: JobContext, plan: TrainingPlan, watch: Watch, model: Fi
         curve=tuple((step, value) for step, value in seen.training.points() if math.isfinite(value)),
         restarts=context.restarts,
     )
-
-
-def _known_result(context: JobContext, plan: TrainingPlan) -> Checkpoint | None:
-    try:
-        return Checkpoint.load(json.loads(context.store.get(_result_key(plan))))
-    except ObjectNotFoundError:
-        return None
-
-
-def _store_result(context: JobContext, plan: TrainingPlan, checkpoint: Checkpoint) -> Checkpoint:
-    """Return the result of the plan: this one, or the one an equal plan stored first."""
-    try:
-        context.store.create(_result_key(plan), canonical_json(checkpoint.dump()))
-    except ObjectExistsError:
-        return _known_result(context, plan) or checkpoint
-    return checkpoint
-
-
-def _result_key(plan: TrainingPlan) -> str:
-    return f"{plan.run_prefix}/result.json"
 
 
 def _object(value: JsonValue) -> dict[str, JsonValue]:

@@ -7,7 +7,6 @@ job's work folder, with losses equal to the last bit to those of a run that was 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from contextlib import nullcontext
@@ -16,8 +15,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from deepseek_ops.core.config.alerts import Alert
-from deepseek_ops.core.errors import JobStoppedError, ObjectExistsError, ObjectNotFoundError
-from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan, canonical_json
+from deepseek_ops.core.errors import JobStoppedError
+from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.spot_notice import SpotWatch
 from deepseek_ops.jobs.training_actions import Actions, Ending
@@ -30,6 +29,7 @@ from deepseek_ops.jobs.training_loop import Loop
 from deepseek_ops.jobs.training_model import ExpertBalance, build_model, decay_groups
 from deepseek_ops.jobs.training_publish import check_export, export_model
 from deepseek_ops.jobs.training_ranks import Ranks
+from deepseek_ops.jobs.training_result import known_result, store_result
 from deepseek_ops.jobs.training_splits import open_samples
 from deepseek_ops.jobs.training_streams import Streams
 from deepseek_ops.jobs.training_task import mean_loss, open_task
@@ -57,13 +57,16 @@ def run(context: JobContext) -> dict[str, JsonValue]:
 
         return run_script(context)
     plan = TrainingPlan.load(_object(context.payload["plan"]))
-    found = _known_result(context, plan)
+    found = known_result(context.store, plan)
     context.progress(0, "starting")
     start_ranks(context.work, single_node=plan.num_nodes == 1)
     try:
         ranks = _ranks(context)
         # Rank 0 may have looked a moment before another run stored its result, so its answer is everybody's.
-        if ranks.from_first(int(found is not None)) and (found := found or _known_result(context, plan)) is not None:
+        if (
+            ranks.from_first(int(found is not None))
+            and (found := found or known_result(context.store, plan)) is not None
+        ):
             return found.dump()
         with SpotWatch.of(context), Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, ranks, streams)
@@ -86,7 +89,7 @@ def _train(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Strea
     else:
         checkpoint = _publish(context, loop, paths.dataset / TOKENIZER)
     if ranks.rank == 0:
-        checkpoint = _store_result(context, plan, checkpoint)
+        checkpoint = store_result(context.store, plan, checkpoint)
         streams.event("finished", step=checkpoint.step, metrics=dict(checkpoint.metrics))
     ranks.barrier()
     loop.checkpoints.clear()
@@ -229,27 +232,6 @@ def _checkpoint(context: JobContext, loop: Loop, model: FileSet) -> Checkpoint:
         curve=tuple((step, value) for step, value in curve.points() if math.isfinite(value)),
         restarts=context.restarts,
     )
-
-
-def _known_result(context: JobContext, plan: TrainingPlan) -> Checkpoint | None:
-    try:
-        stored = context.store.get(_result_key(plan))
-    except ObjectNotFoundError:
-        return None
-    return Checkpoint.load(json.loads(stored))
-
-
-def _store_result(context: JobContext, plan: TrainingPlan, checkpoint: Checkpoint) -> Checkpoint:
-    """Return the result of the plan: this one, or the one an equal plan stored first."""
-    try:
-        context.store.create(_result_key(plan), canonical_json(checkpoint.dump()))
-    except ObjectExistsError:
-        return _known_result(context, plan) or checkpoint
-    return checkpoint
-
-
-def _result_key(plan: TrainingPlan) -> str:
-    return f"{plan.run_prefix}/result.json"
 
 
 def _alerts(value: JsonValue) -> list[dict[str, JsonValue]]:
