@@ -5,7 +5,8 @@ The script runs as it is. What it needs to know reaches it through its arguments
     {dataset}   folder of the plan's dataset: documents/<split>.jsonl, tokenizer/
     {base}      folder of the model to start from; empty without one
     {output}    folder for the script's own files, kept when ranks are started again
-    {seed}, and every hyperparameter of the plan by its name, such as {learning_rate}
+    {seed}, {eval_steps}, and every hyperparameter of the plan by its name, such as {learning_rate}; {max_steps} is -1
+                where epochs decide, as transformers' Trainer has it, and {batch_size} counts over all ranks
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.records import FileSet, Record, TrainingPlan
 
 _LINK = "+script:"
 """Between a nonce and the fingerprint of the script that the plan is of."""
+
+_NO_LENGTH: Mapping[str, JsonValue] = {"epochs": 1.0, "max_steps": -1}
+"""What a script is told of the length that the plan does not have; a number of steps overrides epochs there as here."""
 
 
 class TrainingScript(Record):
@@ -68,8 +72,9 @@ def _is_linked(plan: TrainingPlan, script: TrainingScript) -> bool:
 
 def arguments(script: TrainingScript, plan: TrainingPlan, folders: Mapping[str, str]) -> list[str]:
     """Return the script's arguments with the words replaced; other braces stay."""
-    hyper = plan.hyperparameters.model_dump(mode="json", exclude_none=True)
-    words = {**{name: str(value) for name, value in hyper.items()}, "seed": str(plan.seed), **folders}
+    hyper = {**_NO_LENGTH, **plan.hyperparameters.model_dump(mode="json", exclude_none=True)}
+    own = {"seed": str(plan.seed), "eval_steps": str(plan.eval_steps)}
+    words = {**{name: str(value) for name, value in hyper.items()}, **own, **folders}
     told = []
     for argument in script.args:
         text = argument

@@ -100,6 +100,11 @@ class TestMeaning:
         assert pipeline.wants_tag("deepseek-v1.2.0")
         assert not pipeline.wants_tag("exp-1")
 
+    def test_a_script_without_a_sweep_or_with_trials_as_long_as_the_training_needs_no_word_for_its_steps(self):
+        script = "training: {script: {path: t.py, args: ['--lr={learning_rate}']}, hyperparameters: {learning_rate: "
+        assert load_pipeline(f"sweep: {{max_steps: 8}}\n{script}0.1}}}}", file="f").num_trials == 0
+        assert load_pipeline(f"{script}[0.1, 0.2]}}}}", file="f").num_trials == 2
+
     def test_setup_steps_that_nobody_runs_are_named(self):
         pipeline = load_pipeline("jobs: {setup: {steps: [{run: apt-get install -y ffmpeg}]}}", file="f")
         assert "jobs.setup.steps[0].run is not executed" in pipeline.warnings[0]
@@ -137,6 +142,17 @@ class TestOneProblem:
             ("training: {hyperparameters: {epochs: [1, 2, 1]}}", None, "1 stands there twice"),
             ("sweep: {metric: learning_rate}", "sweep.metric", "val_loss"),
             ("sweep: {sampler: grid}\ntraining: {hyperparameters: {weight_decay: {range: [0, 1]}}}", None, "step"),
+            (
+                """sweep: {max_steps: 8}
+training: {script: {path: t.py, args: ['{weight_decay}']}, hyperparameters: {weight_decay: [0, 1], epochs: [1, 2]}}""",
+                "training.script.args",
+                "{epochs} (the sweep searches it), {max_steps} (a trial ends after sweep.max_steps = 8).",
+            ),
+            (
+                "training: {gpus_per_node: 2, script: {path: t.py}, hyperparameters: {bias_update_rate: [0, 1]}}",
+                None,
+                "t.py, which is not told {batch_size} (a trial has one rank, the training 2).",
+            ),
             ("data: {split: {train: 0.9, val: 0.2}}", "data.split", "sum to 1.15"),
             ("data: {raw: 'https://example.com/x'}", "data.raw", "s3://bucket/prefix/"),
             ("data: {prepare: prepare.py}", "data.prepare", "module:function"),

@@ -66,9 +66,30 @@ class PipelineFile(Config):
                     place: Place = ("training", "hyperparameters", at)
                     text = f"the grid sampler cannot enumerate the range of {one.name}."
                     problems.append(Problem(place, text, "Give values, give the range a step, or use sampler: tpe."))
+        problems += self._unsearchable_script()
         if problems:
             raise Problems(tuple(problems))
         return self
+
+    def _unsearchable_script(self) -> list[Problem]:
+        """Say which words a script that trains the trials must be called with: without them it trains something else.
+
+        The bias update is ours and needs none. A trial has one rank, so a script on more must know the global batch.
+        """
+        script, searched = self.training.script, [one.name for one in self.training.searched]
+        if script is None or not searched:
+            return []
+        wanted = {name: "the sweep searches it" for name in searched if name != "bias_update_rate"}
+        if self.sweep.max_steps is not None:
+            wanted["max_steps"] = f"a trial ends after sweep.max_steps = {self.sweep.max_steps}"
+        if self.training.world_size > 1:
+            wanted["batch_size"] = f"a trial has one rank, the training {self.training.world_size}"
+        given = " ".join(script.args)
+        missing = [f"{{{name}}} ({why})" for name, why in wanted.items() if f"{{{name}}}" not in given]
+        if not missing:
+            return []
+        text = f"trials run {script.path}, which is not told {', '.join(missing)}."
+        return [Problem(("training", "script", "args"), text, "Add each of these words to an argument of the script.")]
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ class Script(Config):
     path: RepoPath = Field(description="The script, such as train.py.")
     args: tuple[str, ...] = Field(
         default=(),
-        description="Its arguments; {dataset}, {base}, {output}, {seed} and {learning_rate} and the like are replaced.",
+        description="Its arguments; {dataset}, {base}, {output}, {seed}, {eval_steps}, {max_steps}, {learning_rate} "
+        "and the like are replaced. In a sweep it names every searched hyperparameter, and {max_steps} with "
+        "sweep.max_steps.",
     )
 
 
