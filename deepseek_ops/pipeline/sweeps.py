@@ -15,10 +15,10 @@ from pydantic import JsonValue
 from deepseek_ops.core.config import PipelineFile
 from deepseek_ops.core.errors import ObjectExistsError, PermanentError
 from deepseek_ops.core.jobs import JobSpec
-from deepseek_ops.core.ports import Facts
+from deepseek_ops.core.ports import Blobs, Facts
 from deepseek_ops.core.records import DatasetVersion, Name, Record, TrainingPlan, Trial, canonical_json, digest_of
 from deepseek_ops.pipeline.runs import RunPlan
-from deepseek_ops.pipeline.trainings import training_job_name
+from deepseek_ops.pipeline.trainings import as_of_script, training_job_name, training_script
 from deepseek_ops.training import plan_trial
 from deepseek_ops.tuning import best, search_space, suggest
 
@@ -47,7 +47,8 @@ class NoTrialCompletedError(PermanentError):
 def study_of(config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model: Mapping[str, JsonValue]) -> Study:
     """Return the study: everything that decides its trials goes into its name.
 
-    The base is in it by its digest, because the name that the pipeline file has for it may come to mean another model.
+    The base is in it by its digest, because the name that the pipeline file has for it may come to mean another model;
+    so is the commit's code where a script of it trains, because what the script imports decides as well.
     """
     identity: dict[str, JsonValue] = {
         "dataset": dataset.version,
@@ -58,6 +59,8 @@ def study_of(config: PipelineFile, run: RunPlan, dataset: DatasetVersion, model:
     }
     if run.manifest.base:
         identity["base"] = run.manifest.base
+    if config.training.script is not None:
+        identity["code"] = run.code
     return Study(name=f"{config.name}-{digest_of(canonical_json(identity))[:12]}", trials=config.num_trials)
 
 
@@ -106,9 +109,11 @@ def best_trial(config: PipelineFile, study: Study, trials: Sequence[Trial]) -> T
     return winner
 
 
-def trial_job(plan: TrainingPlan) -> JobSpec:
-    """Return the job that trains one trial."""
-    payload = {"plan": plan.dump(), "alerts": []}
+def trial_job(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, blobs: Blobs) -> JobSpec:
+    """Return the job that trains one trial, with the run's script where that trains it. Raises ConfigError."""
+    payload: dict[str, JsonValue] = {"plan": plan.dump(), "alerts": []}
+    if (script := training_script(config, run, plan, blobs)) is not None:
+        payload["script"] = script.dump()
     return JobSpec(
         name=training_job_name(plan),
         kind="train",
@@ -127,10 +132,12 @@ def trial_plan(
     trial: Trial,
     *,
     replayed: Sequence[DatasetVersion] = (),
+    blobs: Blobs,
 ) -> TrainingPlan:
     """Return the training of one trial: the same code path as the real one, shorter and on one rank.
 
-    It goes on from the run's base; ``replayed`` is what ``replayed_datasets`` says of the run.
+    It goes on from the run's base; ``replayed`` is what ``replayed_datasets`` says of the run. ``blobs`` is asked for
+    the commit's code, where a script of it trains. Raises ConfigError for a script that is not in the commit.
     """
     plan = plan_trial(
         config,
@@ -142,7 +149,7 @@ def trial_plan(
         environment=run.manifest.environment,
     )
     # The sweep has a seed of its own: repeating the final training with another one keeps the trials.
-    return plan.evolve(seed=config.sweep.seed)
+    return as_of_script(config, run, plan.evolve(seed=config.sweep.seed), blobs)
 
 
 def _key(study: Study, number: int) -> str:

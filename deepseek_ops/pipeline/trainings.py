@@ -77,7 +77,12 @@ def training_plan(
         environment=run.manifest.environment,
         nonce=run.nonce,
     )
-    script = training_script(config, run, blobs)
+    return as_of_script(config, run, plan, blobs)
+
+
+def as_of_script(config: PipelineFile, run: RunPlan, plan: TrainingPlan, blobs: Blobs) -> TrainingPlan:
+    """Return the plan as that of the script which trains the run, where one does. Raises ConfigError."""
+    script = training_script(config, run, plan, blobs)
     return plan if script is None else scripted(plan, script)
 
 
@@ -88,8 +93,8 @@ def replayed_datasets(config: PipelineFile, run: RunPlan, datasets: DatasetRepos
     return (datasets.load(run.base_dataset),)
 
 
-def training_script(config: PipelineFile, run: RunPlan, blobs: Blobs) -> TrainingScript | None:
-    """Return the script that trains the run, or None where our own loop does. Raises ConfigError for a missing one."""
+def training_script(config: PipelineFile, run: RunPlan, plan: TrainingPlan, blobs: Blobs) -> TrainingScript | None:
+    """Return the script that trains the plan, or None where our own loop does. Raises ConfigError for a missing one."""
     given = config.training.script
     if given is None:
         return None
@@ -97,7 +102,7 @@ def training_script(config: PipelineFile, run: RunPlan, blobs: Blobs) -> Trainin
     if given.path not in {entry.path for entry in code.files}:
         problem = f"{given.path!r} is not in the commit."
         raise ConfigError("deepseek.yaml", 0, "training.script.path", problem, "Push it, or correct the path.")
-    rate = config.training.resolve().bias_update_rate if not config.training.searched else 0.0
+    rate = plan.hyperparameters.bias_update_rate
     return TrainingScript(code=code, path=given.path, args=given.args, bias_update_rate=rate)
 
 
@@ -118,7 +123,7 @@ def training_job(
         "plan": plan.dump(),
         "alerts": [alert.model_dump(mode="json", by_alias=True, exclude_none=True) for alert in config.alerts],
     }
-    if blobs is not None and (script := training_script(config, run, blobs)) is not None:
+    if blobs is not None and (script := training_script(config, run, plan, blobs)) is not None:
         payload["script"] = script.dump()
     return JobSpec(
         name=training_job_name(plan),

@@ -27,6 +27,12 @@ def objective(checkpoint: Checkpoint, *, metric: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def measured(events: Iterable[Mapping[str, JsonValue]], checkpoint: Checkpoint, *, metric: str) -> bool:
+    """Return whether the training measured the metric at all, finite or not; true where its steps are not known."""
+    rows = [event for event in events if event.get("kind") == "metric"]
+    return not rows or metric in checkpoint.metrics or any(metric in row for row in rows)
+
+
 def diverged(events: Iterable[Mapping[str, JsonValue]]) -> bool:
     """Return whether the training ended because of its values: an alert rule stopped it, or its loss is not finite.
 

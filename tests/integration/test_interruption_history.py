@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fixtures_triggers import connect
 
 from deepseek_ops.adapters.facts import open_facts
-from deepseek_ops.airflow.operators.training import DeepSpeedTrainOperator
+from deepseek_ops.airflow.operators.training import DeepSpeedTrainOperator, note_end
+from deepseek_ops.airflow.operators.tuning import RunTrialOperator
+from deepseek_ops.core.errors import JobLostError
 from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
 from deepseek_ops.core.records import DatasetVersion, Hyperparameters, TrainingPlan
 from deepseek_ops.jobs.context import JobContext
@@ -48,10 +51,23 @@ def test_lost_machines_are_counted_over_machine_hours_once_for_each_attempt_and_
         ended(JobPhase.STOPPED, "enough", attempt=3),
         ended(JobPhase.SUCCEEDED, attempt=4),
     ):
-        DeepSpeedTrainOperator._note_end(task(facts), JOB, status)
-    DeepSpeedTrainOperator._note_end(task(facts, where="spot_b"), JOB, ended(JobPhase.LOST))
+        note_end(task(facts), JOB, status)
+    note_end(task(facts, where="spot_b"), JOB, ended(JobPhase.LOST))
     assert history_at(facts, "spot") == History(1, 4 * 2 * 1800)
     assert history_at(facts, "spot_b") == History(1, 2 * 1800)
+
+
+def test_a_lost_trial_counts_as_a_lost_training_does(facts: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    connect(monkeypatch, "deepseek_ops_store", conn_type="deepseek_store", host=f"file://{tmp_path / 'store'}")
+    connect(monkeypatch, "deepseek_ops_facts", conn_type="deepseek_facts", host=f"sqlite:///{tmp_path / 'facts.db'}")
+    connect(monkeypatch, "spot", conn_type="deepseek_launcher", host=str(tmp_path / "jobs"))
+    trial = RunTrialOperator(task_id="trial", run="", dataset="", number=0, launcher_conn_id="spot")
+    for reason in ("spot notice", "out of memory: on rank 0"):
+        status = ended(JobPhase.LOST, reason, attempt=len(reason))
+        for _ in range(2):
+            with pytest.raises(JobLostError, match=reason):
+                trial.conclude(JOB, status, {"run_id": "r"})
+    assert history_at(facts, "spot") == History(1, 2 * 2 * 1800)
 
 
 def test_the_next_training_is_told_and_its_interval_takes_it_in(facts: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_ops.adapters.facts import open_facts
+from deepseek_ops.adapters.stores.local import LocalStore
 from deepseek_ops.core.config import load_pipeline
 from deepseek_ops.core.records import (
     Checkpoint,
@@ -19,6 +20,7 @@ from deepseek_ops.core.records import (
     RunManifest,
     Trial,
 )
+from deepseek_ops.data import StoreBlobs
 from deepseek_ops.pipeline.changes import ChangeSummary
 from deepseek_ops.pipeline.forecast import explain_plan
 from deepseek_ops.pipeline.once import job_name, remember, remembered
@@ -34,7 +36,7 @@ from deepseek_ops.pipeline.sweeps import (
     trials_of,
 )
 from deepseek_ops.pipeline.trainings import training_job
-from deepseek_ops.pipeline.trials import diverged, objective, trial_curve
+from deepseek_ops.pipeline.trials import diverged, measured, objective, trial_curve
 from deepseek_ops.training import plan_training
 
 EXAMPLE = Path(__file__).parents[2] / "include" / "examples" / "tiny-deepseek" / "deepseek.yaml"
@@ -45,6 +47,11 @@ DATASET = DatasetVersion(name="corpus", version="a" * 64, tree="b" * 64, num_fil
 @pytest.fixture
 def facts(tmp_path):
     return open_facts(f"sqlite:///{tmp_path / 'facts.db'}")
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return StoreBlobs(LocalStore(tmp_path / "store"))
 
 
 @pytest.fixture
@@ -83,6 +90,15 @@ def test_a_trial_without_a_finite_metric_has_no_objective():
     assert objective(checkpoint, metric="accuracy") is None
 
 
+def test_a_trial_whose_steps_never_measured_the_metric_is_told_from_one_whose_metric_was_not_finite():
+    checkpoint = Checkpoint(plan="c" * 64, step=1, tokens=1, model=FileSet(files=()), metrics={"training_loss": 4.0})
+    rows = [{"kind": "metric", "step": 1, "training_loss": 4.0}, {"kind": "event", "val_loss": 1.0}]
+    assert not measured(rows, checkpoint, metric="val_loss")
+    assert measured([*rows, {"kind": "metric", "step": 2, "val_loss": "NaN"}], checkpoint, metric="val_loss")
+    assert measured(rows, checkpoint.evolve(metrics={"val_loss": 1.0}), metric="val_loss")
+    assert measured([], checkpoint, metric="val_loss"), "a result of long ago, whose steps are not known any more"
+
+
 def test_only_a_training_that_cannot_recover_counts_as_diverged():
     assert diverged([{"kind": "alert", "action": "stop", "step": 3}])
     assert diverged([{"kind": "failed", "error": "DivergedError"}])
@@ -115,16 +131,17 @@ def test_another_seed_of_the_final_training_is_the_same_study(config, run):
     assert study_of(config, run, DATASET.evolve(version="c" * 64), MODEL) != study
 
 
-def test_a_trial_of_another_final_seed_is_the_same_job(config, run):
-    trial = Trial(study="s", number=0, values={"learning_rate": 0.002})
-    jobs = {
-        trial_job(trial_plan(config.with_overrides({"training.seed": seed}), run, DATASET, MODEL, trial)).name
-        for seed in (1, 2)
-    }
+def trial_job_of(config, run, blobs, **values):
+    trial = Trial(study="s", number=0, values={"learning_rate": 0.002, **values})
+    return trial_job(config, run, trial_plan(config, run, DATASET, MODEL, trial, blobs=blobs), blobs=blobs)
+
+
+def test_a_trial_of_another_final_seed_is_the_same_job(config, run, blobs):
+    jobs = {trial_job_of(config.with_overrides({"training.seed": seed}), run, blobs).name for seed in (1, 2)}
     assert len(jobs) == 1
 
 
-def test_a_trial_of_an_incremental_training_goes_on_from_the_base_as_the_training_does(config, run):
+def test_a_trial_of_an_incremental_training_goes_on_from_the_base_as_the_training_does(config, run, blobs):
     keys = {"training.base": "model://tiny/champion", "training.replay": 0.25, "sweep.max_steps": 8}
     incremental = config.with_overrides(keys)
     weights = FileSet(files=(FileEntry(path="model.safetensors", size=1, digest="e" * 64),))
@@ -132,7 +149,7 @@ def test_a_trial_of_an_incremental_training_goes_on_from_the_base_as_the_trainin
     based = run.evolve(manifest=run.manifest.evolve(base="d" * 64), base=weights, base_dataset=old.version)
     values = {"learning_rate": 0.002}
     trial = Trial(study="s", number=0, values=values)
-    plan = trial_plan(incremental, based, DATASET, MODEL, trial, replayed=(old,))
+    plan = trial_plan(incremental, based, DATASET, MODEL, trial, replayed=(old,), blobs=blobs)
     final = plan_training(incremental, dataset=DATASET, model=MODEL, values=values, base=weights, base_datasets=(old,))
     assert plan.base == final.base == weights
     assert (plan.rewarm, plan.replay) == (final.rewarm, final.replay) == (0.5, ReplayPlan(datasets=(old,), share=0.25))
@@ -160,10 +177,8 @@ def test_a_sweep_without_a_finished_trial_says_what_became_of_them(config, run):
         best_trial(config, study, trials)
 
 
-def test_a_result_is_remembered_by_everything_that_decides_it(facts, config, run):
-    job = trial_job(
-        trial_plan(config, run, DATASET, MODEL, Trial(study="s", number=0, values={"learning_rate": 0.002}))
-    )
+def test_a_result_is_remembered_by_everything_that_decides_it(facts, config, run, blobs):
+    job = trial_job_of(config, run, blobs)
     assert remembered(facts, job) is None
     remember(facts, job, {"value": 1}, run="r")
     remember(facts, job, {"value": 2}, run="r")

@@ -29,6 +29,14 @@ _PREEMPTED = ("the engine took its machines away", "the engine ended the job's p
 """What launchers and jobs say when machines were taken away: nobody's fault, and no loss of the budget."""
 
 
+def note_end(operator: DeepSeekOpsOperator, job: JobSpec, status: JobStatus) -> None:
+    """Keep what a settled attempt, of a training or of a trial, met on the machines behind the operator's engine."""
+    from deepseek_ops.pipeline.interruptions import note_attempt
+
+    lost_machines = _OUT_OF_MEMORY not in status.reason  # that is the training's own fault, and no rate
+    note_attempt(operator.facts, job, status, where=operator.launcher_hook.conn_id, lost_machines=lost_machines)
+
+
 def _kept(context: Any, key: str, default: int) -> int:
     store = context.get("task_state_store")
     value = store.get(key) if store is not None else None
@@ -202,7 +210,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         if status is None or not status.settled:
             status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
         self._say_rest(job.name)
-        self._note_end(job, status)
+        note_end(self, job, status)
         if status.phase is JobPhase.LOST:
             self._count_loss(job, status, context)
         result = self.conclude(job, status, context)
@@ -229,12 +237,6 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         if TrainingPlan.load(as_object(self.plan)).checkpoint_steps != "auto":
             return job
         return with_history(job, history_at(self.facts, self.launcher_hook.conn_id))
-
-    def _note_end(self, job: JobSpec, status: JobStatus) -> None:
-        from deepseek_ops.pipeline.interruptions import note_attempt
-
-        lost_machines = _OUT_OF_MEMORY not in status.reason  # that is the training's own fault, and no rate
-        note_attempt(self.facts, job, status, where=self.launcher_hook.conn_id, lost_machines=lost_machines)
 
     def _count_loss(self, job: JobSpec, status: JobStatus, context: Context) -> None:
         """Keep what this loss means for the next try. Raises JobPreemptedError, and JobFailedError after too many.

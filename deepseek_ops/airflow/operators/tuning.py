@@ -9,6 +9,7 @@ from airflow.sdk import Context
 from pydantic import JsonValue
 
 from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, JobOperator, as_object
+from deepseek_ops.airflow.operators.training import note_end
 from deepseek_ops.core.errors import JobFailedError, JobStoppedError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class RunTrialOperator(JobOperator):
         from deepseek_ops.pipeline.sweeps import draw, settle, study_of, trial_plan
         from deepseek_ops.pipeline.trainings import model_config, replayed_datasets
 
-        run = RunPlan.load(as_object(self.run))
+        self._run = run = RunPlan.load(as_object(self.run))
         dataset = DatasetVersion.load(as_object(self.dataset))
         self._config = self.config(run)
         self._model = model_config(self.store_hook.blobs, self._config, run)
@@ -83,7 +84,8 @@ class RunTrialOperator(JobOperator):
             self.log.info("known already: %s, %s", self._trial.state, self._trial.objective)
             return self._trial.evolve(reused=True).dump()
         replayed = replayed_datasets(self._config, run, self.store_hook.datasets)
-        self._plan = trial_plan(self._config, run, dataset, self._model, self._trial, replayed=replayed)
+        blobs = self.store_hook.blobs
+        self._plan = trial_plan(self._config, run, dataset, self._model, self._trial, replayed=replayed, blobs=blobs)
         try:
             settled: Trial = super().execute(context)
         except (JobStoppedError, JobFailedError) as error:
@@ -106,7 +108,11 @@ class RunTrialOperator(JobOperator):
     def job(self, context: Context) -> JobSpec:
         from deepseek_ops.pipeline.sweeps import trial_job
 
-        return trial_job(self._plan)
+        return trial_job(self._config, self._run, self._plan, blobs=self.store_hook.blobs)
+
+    def conclude(self, job: JobSpec, status: JobStatus, context: Context) -> dict[str, JsonValue]:
+        note_end(self, job, status)
+        return super().conclude(job, status, context)
 
     def watch(self, job: JobSpec, status: JobStatus) -> None:
         from deepseek_ops.pipeline.sweeps import trials_of
@@ -124,10 +130,19 @@ class RunTrialOperator(JobOperator):
 
     def finish(self, result: dict[str, JsonValue], *, reused: bool, context: Context) -> Trial:
         from deepseek_ops.core.records import Checkpoint
-        from deepseek_ops.pipeline.trials import objective, trial_curve
+        from deepseek_ops.pipeline.trials import measured, objective, trial_curve
 
-        value = objective(Checkpoint.load(result), metric=self._config.sweep.metric)
-        curve = trial_curve(self._events(), metric=self._config.sweep.metric) or self._trial.curve
+        checkpoint, events, metric = Checkpoint.load(result), self._events(), self._config.sweep.metric
+        if not measured(events, checkpoint, metric=metric):
+            self.log.error(
+                "the trial's %d steps never measured sweep.metric %r: have the training evaluate at least once in "
+                "{eval_steps} steps, raise sweep.max_steps, or name another metric.",
+                checkpoint.step,
+                metric,
+            )
+            return self._trial.evolve(state="failed", reused=reused)
+        value = objective(checkpoint, metric=metric)
+        curve = trial_curve(events, metric=metric) or self._trial.curve
         return self._trial.evolve(state="complete", objective=value, curve=curve, reused=reused)
 
     def _events(self) -> list[dict[str, JsonValue]]:
