@@ -143,7 +143,13 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
     steps = total_steps(
         max_steps=hyper.max_steps, epochs=hyper.epochs, num_samples=batches.epoch_samples, batch_size=hyper.batch_size
     )
-    facts = {"total_steps": steps, "num_samples": batches.num_samples, "ranks": ranks.world_size}
+    facts = {
+        "total_steps": steps,
+        "num_samples": batches.num_samples,
+        "ranks": ranks.world_size,
+        "purpose": plan.purpose,
+        "dataset": plan.dataset.name,
+    }
     if progress is None:
         streams.event("started", parameters=model.num_parameters(), **facts)
         for packed in samples.packing():

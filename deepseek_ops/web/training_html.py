@@ -20,6 +20,7 @@ def runs_page(base: str, lines: Sequence[RunLine], more: bool, store: str) -> Ht
     rows: list[list[Child]] = [
         [
             el("a", line.plan[:_SHORT], href=address(base, "runs", line.plan), class_="id"),
+            line.what,
             state_chip(line.state) if not line.problem else el("span", line.problem, class_="problem"),
             "" if line.step is None else f"{line.step:,}" + (f" of {line.total_steps:,}" if line.total_steps else ""),
             "" if line.loss is None else as_text(line.loss),
@@ -27,8 +28,8 @@ def runs_page(base: str, lines: Sequence[RunLine], more: bool, store: str) -> Ht
         ]
         for line in lines
     ]
-    heads = ("Run", "State", "Step", "Loss", "Last heard of (UTC)")
-    shown = table(f"{len(lines)} newest runs", heads, rows, numbers=(2, 3)) if rows else el("p", "No training has run.")
+    heads = ("Run", "Training", "State", "Step", "Loss", "Last heard of (UTC)")
+    shown = table(f"{len(lines)} newest runs", heads, rows, numbers=(3, 4)) if rows else el("p", "No training has run.")
     note = el("p", "There are more runs than were looked at: some newer ones may be missing.") if more else None
     return page(base, "Training", el("p", "Store ", el("code", store), class_="lead"), shown, note)
 

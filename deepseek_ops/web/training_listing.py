@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ MAX_LINES = 40
 """Runs that are shown."""
 _THREADS = 8
 _LAST_EVENTS = 20
+_FIRST_SEGMENTS = 3
+_STARTS = ("started", "resumed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class RunLine:
 
     plan: str
     modified: float
+    what: str = ""
+    """What it trains, as it said at its start."""
     state: str = "unknown"
     step: int | None = None
     total_steps: int | None = None
@@ -73,23 +78,22 @@ def _modified(store: ObjectStore, plan: str) -> float | None:
 
 def _line(store: ObjectStore, plan: str, modified: float) -> RunLine:
     try:
-        first = next(read(store, f"runs/{plan}/{EVENTS}"), None)  # a training says at its start how long it is
+        # A training says at its start what it is and how long; other events may come before that.
+        segments = itertools.islice(read(store, f"runs/{plan}/{EVENTS}"), _FIRST_SEGMENTS)
+        start = next((row for segment in segments for row in segment.rows if row.get("kind") in _STARTS), {})
         events = tail(store, f"runs/{plan}/{EVENTS}", _LAST_EVENTS)
         rows = tail(store, f"runs/{plan}/{METRICS}", 1)
     except DeepSeekOpsError as error:
         return RunLine(plan, modified, problem=str(error))
     row: Row = rows[-1] if rows else {}
     step = row.get("step")
-    totals = [
-        event["total_steps"]
-        for event in (*(first.rows if first else ()), *events)
-        if isinstance(event.get("total_steps"), int)
-    ]
+    totals = [event["total_steps"] for event in (start, *events) if isinstance(event.get("total_steps"), int)]
     total = totals[-1] if totals else None
     seen = max([modified, *(at for one in (*rows, *events) if (at := number(one.get("at"))) is not None)])
     return RunLine(
         plan,
         seen,
+        what=f"{start['purpose']} on {start['dataset']}" if {"purpose", "dataset"} <= start.keys() else "",
         state=_state(events, seen),
         step=step if isinstance(step, int) else None,
         total_steps=total if isinstance(total, int) else None,
@@ -102,6 +106,6 @@ def _state(events: list[Row], seen: float) -> str:
         kind = event.get("kind")
         if kind in ("finished", "stopped"):
             return str(kind)
-        if kind in ("started", "resumed"):
+        if kind in _STARTS:
             break
     return "running" if time.time() - seen < SILENT_SECONDS else "silent"
