@@ -27,8 +27,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from deepseek_ops.adapters.local_launcher import LocalLauncher
 from deepseek_ops.adapters.stores.local import LocalStore
@@ -76,7 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=128, help="width of the model")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--checkpoint-steps", type=int, default=24)
+    parser.add_argument("--checkpoint-steps", default="auto", help="steps between checkpoints, or auto: as they cost")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -102,7 +104,9 @@ class Bench:
                 sequence_length=asked.length,
                 max_steps=100_000,
             ),
-            checkpoint_steps=asked.checkpoint_steps,
+            checkpoint_steps=asked.checkpoint_steps
+            if asked.checkpoint_steps == "auto"
+            else int(asked.checkpoint_steps),
             eval_steps=1_000_000,
         )
         self.data = root / "dataset"
@@ -167,7 +171,7 @@ class Bench:
                     plain.append(again(done) - began)
             with self._job(f"kill-{turn}", checkpoint_steps=8) as (_, first):
                 done = self._after(first, 9)
-                group = json.loads((self.launcher.root / "jobs" / f"kill-{turn}" / "ranks.json").read_text())
+                group = json.loads((self.root / "launcher" / "jobs" / f"kill-{turn}" / "ranks.json").read_text())
                 began = time.time()
                 os.kill(group["pids"][-1], signal.SIGKILL)
                 own.append(first(done, since=began) - began)
@@ -229,7 +233,11 @@ class Bench:
 
     def _kill_plain(self) -> None:
         if self._running.poll() is None:
-            os.killpg(self._running.pid, signal.SIGKILL)
+            # Ranks lead sessions of their own: torchrun's group does not have them.
+            for process in psutil.Process(self._running.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._running.kill()
             self._running.wait()
 
     @staticmethod
