@@ -59,8 +59,18 @@ class Desk:
         self.stored = StoredCheckpoints(store, "runs/this", plan=PLAN)
         self.said: list[tuple[str, dict[str, object]]] = []
         self.current = True
-        place = Place(node, num_nodes, lambda: self.current)
+        self.mute = False
+        """Whether what was said cannot be brought to the store, the next time."""
+        self.settled: list[list[CheckpointName]] = []
+        """The whole checkpoints each time another one was about to be declared whole."""
+        place = Place(node, num_nodes, lambda: self.current, self._settle)
         self.uploads = Uploads(self.stored, self.shelf, place, self._say, retry=0.05)
+
+    def _settle(self) -> None:
+        self.settled.append([one.name for one in self.stored.candidates()])
+        if self.mute:
+            self.mute = False
+            raise StoreUnavailableError(self.store.uri, "it is away")
 
     def make(self, step: int, *, attempt: int = 1, weights: str = "", calm: bool = True) -> CheckpointName:
         """Put a checkpoint on the disk."""

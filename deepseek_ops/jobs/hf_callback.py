@@ -129,6 +129,7 @@ class Foreign:
             step, training = trainer.state.global_step, self.trainings[-1]
             folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{step}"
             self.watch.at("checkpointing")
+            self.watch.flush()  # the Trainer has logged and evaluated; who goes on from here finds the step told
             training.begin_save(folder, ours=self.extra_save)
             result = save(model, trial, *rest, **words)
             training.end_save(folder, step, self.watch.dump())

@@ -50,7 +50,14 @@ class ScriptCheckpoints:
     """The checkpoints of one ``train()``, the ``number``-th of its script. Every method is called by every rank."""
 
     def __init__(
-        self, context: JobContext, plan: TrainingPlan, peers: Peers, *, number: int, say: Callable[..., None]
+        self,
+        context: JobContext,
+        plan: TrainingPlan,
+        peers: Peers,
+        *,
+        number: int,
+        say: Callable[..., None],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._context, self._plan, self._peers = context, plan, peers
         self._machine = Machine.of(peers)
@@ -61,7 +68,7 @@ class ScriptCheckpoints:
         self._folder = folder if self._machine.num_nodes == 1 else folder / f"node-{self._machine.node:03d}"
         self._shelf = Shelf(self._folder, plan=plan.fingerprint)
         self._stored = StoredCheckpoints(context.store, f"{plan.run_prefix}/{part}", plan=plan.fingerprint)
-        place = Place(self._machine.node, self._machine.num_nodes, lambda: context.is_current)
+        place = Place(self._machine.node, self._machine.num_nodes, lambda: context.is_current, settle)
         self._uploads = Uploads(self._stored, self._shelf, place, self._say)
         self._life = Life(context.attempt, context.restarts)
         self._names: dict[int, CheckpointName] = {}

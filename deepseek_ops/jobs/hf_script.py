@@ -100,7 +100,9 @@ def _train(context: JobContext, plan: TrainingPlan, script: TrainingScript, watc
     code = local_files(context, script.code, "code")
 
     def checkpoints(number: int) -> ScriptCheckpoints:
-        return ScriptCheckpoints(context, plan, watch.peers, number=number, say=watch.streams.event)
+        return ScriptCheckpoints(
+            context, plan, watch.peers, number=number, say=watch.streams.event, settle=watch.settle
+        )
 
     foreign = Foreign(watch, checkpoints, name=script.path, bias_update_rate=script.bias_update_rate)
     with installed(foreign):

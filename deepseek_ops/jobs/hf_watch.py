@@ -224,6 +224,11 @@ class Watch:
             self.streams.metric(self.seen.step, self._row)
             self._row = {}
 
+    def settle(self) -> None:
+        """Bring to the store what was told so far. Raises what the store raises."""
+        self.streams.settle()
+        self._file.settle()
+
     def _experts(self, counts: torch.Tensor, *, good: bool) -> dict[str, float]:
         if self.balance is None:
             return {}

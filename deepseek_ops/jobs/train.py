@@ -129,10 +129,16 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
         model, deepspeed_config(sized, world_size=ranks.world_size), decay_groups(model, hyper.weight_decay)
     )
     balance = ExpertBalance(engine.module, 0.0 if plan.lora is not None else hyper.bias_update_rate)
+    ledger = LedgerFile(context, plan.run_prefix)
+
+    def settle() -> None:
+        streams.settle()
+        ledger.settle()
+
     actions = Actions(
         guardian=_guardian(context, plan, balance),
-        ledger=LedgerFile(context, plan.run_prefix),
-        checkpoints=Checkpoints.of(context, plan, ranks, say=streams.event),
+        ledger=ledger,
+        checkpoints=Checkpoints.of(context, plan, ranks, say=streams.event, settle=settle),
         engine=engine,
         streams=streams,
         ranks=ranks,

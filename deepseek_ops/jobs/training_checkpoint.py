@@ -49,8 +49,17 @@ DRAIN_SECONDS = 300.0
 class Checkpoints:
     """The checkpoints of one plan. Every method is called by every rank, with equal arguments, in the same step."""
 
-    def __init__(self, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        plan: TrainingPlan,
+        peers: Peers,
+        *,
+        say: Callable[..., None],
+        settle: Callable[[], None],
+    ) -> None:
         self._context, self._plan, self._peers = context, plan, peers
+        self._before_whole = settle
         self._machine = Machine.of(peers)
         self._node, nodes = self._machine.node, self._machine.num_nodes
         folder = context.work / "checkpoints"
@@ -70,9 +79,20 @@ class Checkpoints:
         self._proved = False
 
     @classmethod
-    def of(cls, context: JobContext, plan: TrainingPlan, peers: Peers, *, say: Callable[..., None]) -> Checkpoints:
-        """Return the checkpoints of the plan, in the job's work folder and in its store; ``say`` reports events."""
-        return cls(context, plan, peers, say=say)
+    def of(
+        cls,
+        context: JobContext,
+        plan: TrainingPlan,
+        peers: Peers,
+        *,
+        say: Callable[..., None],
+        settle: Callable[[], None] = lambda: None,
+    ) -> Checkpoints:
+        """Return the checkpoints of the plan, in the job's work folder and in its store.
+
+        ``say`` reports events; ``settle`` brings to the store what was reported before a checkpoint.
+        """
+        return cls(context, plan, peers, say=say, settle=settle)
 
     # --- the way in ---
 
@@ -328,7 +348,7 @@ class Checkpoints:
 
     def _uploading(self) -> Uploads:
         if self._uploads is None:
-            place = Place(self._node, self._machine.num_nodes, lambda: self._context.is_current)
+            place = Place(self._node, self._machine.num_nodes, lambda: self._context.is_current, self._before_whole)
             self._uploads = Uploads(self._stored(), self._shelf, place, self._say)
         return self._uploads
 

@@ -63,13 +63,8 @@ class LedgerFile:
             self._sender = threading.Thread(target=self._send, name="guardian-ledger", daemon=True)
             self._sender.start()
 
-    def finish(self) -> None:
-        """Send what is left and wait for it, for a minute at most: this machine's file has it all."""
-        self.send()
-        if self._sender is not None:
-            self._sender.join(FINISH_SECONDS)
-
-    def _send(self) -> None:
+    def settle(self) -> None:
+        """Send what the store does not have, and return when it does. Raises what the store raises."""
         with self._lock:
             for entry in list(self.ledger.entries):
                 if entry.number in self._stored or not self._context.is_current:
@@ -78,10 +73,19 @@ class LedgerFile:
                     self._context.store.create(self._key(entry.number), canonical_json(entry.dump()))
                 except ObjectExistsError:
                     _log.debug("entry %d of the guardian is stored already", entry.number)
-                except DeepSeekOpsError as error:
-                    _log.warning("entry %d of the guardian is not stored yet: %s", entry.number, error)
-                    return
                 self._stored.add(entry.number)
+
+    def finish(self) -> None:
+        """Send what is left and wait for it, for a minute at most: this machine's file has it all."""
+        self.send()
+        if self._sender is not None:
+            self._sender.join(FINISH_SECONDS)
+
+    def _send(self) -> None:
+        try:
+            self.settle()
+        except DeepSeekOpsError as error:
+            _log.warning("entries of the guardian are not stored yet: %s", error)
 
     def _in_store(self) -> list[JsonValue]:
         """Return the stored entries; none while the store does not answer, and this machine's file goes on alone."""

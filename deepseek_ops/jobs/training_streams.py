@@ -231,6 +231,11 @@ class Streams:
         if self._first:
             self._segments[EVENTS].append({"kind": kind, "step": step, **fields})
 
+    def settle(self) -> None:
+        """Write what was reported so far and return when it is in the store. Raises what the store raises."""
+        for segments in self._segments.values():
+            segments.flush()
+
     def __enter__(self) -> Self:
         with ExitStack() as undo:
             for part in (self._telemetry, self._mirrors):

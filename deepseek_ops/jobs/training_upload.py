@@ -34,6 +34,11 @@ class Place:
     num_nodes: int
     is_current: Callable[[], bool]
     """Whether this attempt may still declare anything."""
+    before_whole: Callable[[], None] = lambda: None
+    """Brings to the store what a training that goes on from a checkpoint finds beside it. Raises what the store raises.
+
+    On the first machine, in the thread of the uploads, before a checkpoint is declared whole.
+    """
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,7 @@ class Uploads:
                 self._fenced()
             if self._ended:
                 return
+            self._place.before_whole()
             one = part.shelved
             self._stored.seal(
                 StoredCheckpoint(

@@ -23,6 +23,16 @@ def test_an_upload_that_is_slower_than_the_checkpoints_come_still_arrives(desk, 
     assert [one.name.step for one in desk.shelf.all()] == [40, 50]
 
 
+def test_what_was_said_before_a_checkpoint_is_in_the_store_before_it_is_whole(desk, store):  # noqa: F811
+    first, second = desk.make(10), desk.make(20)
+    desk.mute = True
+    for name in (first, second):
+        desk.uploads.offer(name)
+        desk.sent()
+    assert desk.settled == [[], [], [first]], "tried again while it could not be said"
+    assert [one.name for one in desk.stored.candidates()] == [first, second]
+
+
 def test_a_part_that_comes_late_completes_its_checkpoint_although_a_newer_one_is_on_its_way(tmp_path, store):  # noqa: F811
     desks = [Desk(tmp_path, store, node=node, num_nodes=2) for node in (0, 1)]
     first, second = (CheckpointName(Life(1, 0), step) for step in (10, 20))
