@@ -281,6 +281,7 @@ def stored(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_file_of_a_gigabyte_goes_up_and_comes_down(stored: tuple[Clone, ObjectStore]) -> None:
     ada, store = stored
     size = 1 << 30
