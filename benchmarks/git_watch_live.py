@@ -66,7 +66,7 @@ def measure(stack: Stack, user: DemoRepository, *, pushes: int, name: str, ring:
         user._git("push", "--quiet", "origin", f"exp/{name}-{number}")
         pushed = time.time()
         if ring:
-            wakes.ring(stack.git_url, f"{name}-{number}-{pushed}")
+            wakes.ring("deepseek_ops_git", f"{name}-{number}-{pushed}")
         found.append(queued_at(stack, seen, pushed) - pushed)
         print(f"{name} {number}: {found[-1]:.2f} s", flush=True)
         time.sleep(0.37)  # so that pushes do not fall into step with the polls
