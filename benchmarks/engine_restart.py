@@ -40,7 +40,7 @@ from deepseek_ops.adapters.stores.opening import store_environment  # noqa: E402
 from deepseek_ops.core.jobs import JobSpec  # noqa: E402
 from deepseek_ops.core.ports import Engine  # noqa: E402
 
-PATIENCE = 300.0
+PATIENCE = 150.0
 SAVED_AT = 8
 PLAIN = "trainer_plain.py"
 
@@ -57,6 +57,9 @@ class Cluster(Protocol):
     def cancel(self, job: str) -> None:
         """End a plain job."""
 
+    def output(self, job: str) -> str:
+        """Return what a plain job has printed."""
+
 
 class Slurm:
     """The Slurm cluster of the tests."""
@@ -70,7 +73,9 @@ class Slurm:
             part if part == "$SLURM_PROCID" else shlex.quote(part) for part in _at("$SLURM_PROCID", command)
         )
         script = self.cluster.root / "plain.sh"
-        script.write_text(f"#!/bin/sh\nexec srun --ntasks 2 --ntasks-per-node 1 sh -c {shlex.quote(text)}\n")
+        script.write_text(
+            f"#!/bin/sh\nexec {self.cluster.bin}/srun --ntasks 2 --ntasks-per-node 1 sh -c {shlex.quote(text)}\n"
+        )
         names = "".join(f",{name}={value}" for name, value in environment.items())
         options = ["--parsable", "--nodes=2", "--partition=main", f"--export=ALL{names}", "--cpus-per-task=1"]
         out = str(self.cluster.root / "out" / "plain-%j")
@@ -79,6 +84,10 @@ class Slurm:
     def cancel(self, job: str) -> None:
         self.cluster.command("scancel", "--full", "--signal=KILL", job, check=False)
         self.cluster.command("scancel", job, check=False)
+
+    def output(self, job: str) -> str:
+        path = self.cluster.root / "out" / f"plain-{job}"
+        return path.read_text() if path.exists() else self.cluster.logs()
 
 
 class Ray:
@@ -99,6 +108,9 @@ class Ray:
     def cancel(self, job: str) -> None:
         with suppress(RuntimeError):
             self._client.stop_job(job)
+
+    def output(self, job: str) -> str:
+        return str(self._client.get_job_logs(job))
 
 
 def _at(node: str, command: list[str]) -> list[str]:
@@ -166,15 +178,15 @@ class Restarts:
             lines = [line.split() for line in steps.read_text().splitlines()] if steps.exists() else []
             return next((float(at) for step, at in lines if int(step) > after), None)
 
-        with self._plain_job(folder, port=29_700 + 2 * turn):
-            waited(lambda: told(SAVED_AT), lambda: "the plain job")
+        with self._plain_job(folder, port=29_700 + 2 * turn) as job:
+            waited(lambda: told(SAVED_AT), lambda: self.cluster.output(job)[-3000:])
         done = int(steps.read_text().split()[-2])
         began = time.time()
-        with self._plain_job(folder, port=29_701 + 2 * turn):
-            return waited(lambda: told(done), lambda: "the plain job") - began
+        with self._plain_job(folder, port=29_701 + 2 * turn) as job:
+            return waited(lambda: told(done), lambda: self.cluster.output(job)[-3000:]) - began
 
     @contextmanager
-    def _plain_job(self, folder: str, *, port: int) -> Iterator[None]:
+    def _plain_job(self, folder: str, *, port: int) -> Iterator[str]:
         bench = self.bench
         path = bench.root / folder
         path.mkdir(exist_ok=True)
@@ -188,7 +200,7 @@ class Restarts:
         ]
         job = self.cluster.submit(command, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)})
         try:
-            yield
+            yield job
         finally:
             self._kill_ranks(str(request))
             self.cluster.cancel(job)
