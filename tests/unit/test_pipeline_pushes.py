@@ -7,7 +7,7 @@ import pytest
 from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.core.errors import InvalidRecordError
 from deepseek_ops.core.records import GitRef
-from deepseek_ops.pipeline.pushes import claim, pushes_of, resolve, take
+from deepseek_ops.pipeline.pushes import claim, is_claimed, pushes_of, resolve, take, unclaimed
 
 URL = "https://host/model.git"
 
@@ -39,6 +39,16 @@ def test_a_push_that_another_run_has_taken_is_left_to_it(facts):
     assert take(facts, [push("main", 1)], run="run-1").ref == push("main", 1)
     assert take(facts, [push("main", 1)], run="run-2") is None
     assert take(facts, [push("main", 1), push("exp/a", 2)], run="run-2").ref == push("exp/a", 2)
+
+
+def test_what_comes_twice_is_dealt_with_by_the_run_that_has_it_and_again_in_its_second_try(facts):
+    one, two = push("main", 1), push("exp/a", 2)
+    assert not is_claimed(facts, one)
+    assert unclaimed(facts, [one], run="run-1") == [one]
+    assert is_claimed(facts, one)
+    assert unclaimed(facts, [one, two], run="run-2") == [two]
+    assert unclaimed(facts, [one], run="run-1") == [one]
+    assert not is_claimed(facts, push("main", 3)), "another commit of the same branch"
 
 
 def test_a_run_that_is_tried_again_keeps_its_push(facts):
