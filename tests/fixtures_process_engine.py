@@ -67,9 +67,10 @@ class ProcessEngine:
         with self._lock:
             if job.id not in self.runs:
                 self._secrets[job.id] = dict(secrets or {})
-                self.runs[job.id] = Run(job, pending=self.hold)
+                run = Run(job, pending=self.hold)
                 if not self.hold:
-                    self._begin(self.runs[job.id])
+                    self._begin(run)
+                self.runs[job.id] = run  # known from now on: one without processes would be taken for ended
         if self.lose_answer:
             self.lose_answer = False
             raise EngineAwayError("the answer was lost")
@@ -83,8 +84,8 @@ class ProcessEngine:
             self.hold = False
             for run in self.runs.values():
                 if run.pending and not run.cancelled:
-                    run.pending = False
                     self._begin(run)
+                    run.pending = False
 
     def again(self, name: str) -> None:
         """Start the processes of an ended job once more, as an engine does that requeues by itself."""

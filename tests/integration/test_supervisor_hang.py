@@ -30,18 +30,18 @@ def events_of(launcher: LocalLauncher, name: str, kind: str) -> list[dict[str, o
 @pytest.mark.parametrize("how", ["asleep", "deaf"])
 def test_a_rank_that_gets_stuck_is_found_with_its_stack_and_the_training_goes_on(launcher, how) -> None:
     order = {"steps": 60, "stuck_rank": 1, "stuck_at": 30, "how": how}
-    spec = job("march", order, kind="train", num_ranks=2, hang_seconds=1.5)
+    spec = job("march", order, kind="train", num_ranks=2, hang_seconds=3.0)
     launcher.submit(spec)
     status = settled(launcher, spec.name)
     assert (status.phase, status.restarts) == (JobPhase.SUCCEEDED, 1), (status, launcher.logs(spec.name)[0])
     assert launcher.result(spec.name) == {"rank": 0, "started_at": 31, "restarts": 1}
     (hang,) = events_of(launcher, spec.name, "hang")
-    assert hang["limit_seconds"] == 1.5
-    assert 1.5 <= hang["silent_seconds"] < 20
+    assert hang["limit_seconds"] == 3.0
+    assert 3.0 <= hang["silent_seconds"] < 20
     assert hang["positions"] == {"0": {"step": 30, "phase": "step"}, "1": {"step": 30, "phase": "step"}}
     dumps = {event["rank"]: event for event in events_of(launcher, spec.name, "stacks")}
     assert set(dumps) == {0, 1}
-    assert "wait_for_peers" in " ".join(dumps[0]["frames"][:2])
+    assert any(frame.startswith("wait_for_peers (") for frame in dumps[0]["frames"][:5]), dumps[0]  # it looks at files
     assert dumps[1]["frames"][0].startswith("get_stuck (")
     assert dumps[1]["source"] == "py-spy"
     dump = Path(status.log).parent / dumps[1]["file"]
