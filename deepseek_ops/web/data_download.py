@@ -13,7 +13,7 @@ from deepseek_ops.data import DatasetRepository, Stored
 from deepseek_ops.data.layout import blob_key
 from deepseek_ops.data.pages import LOOSE
 from deepseek_ops.data.reading import read_stored, stream_stored
-from deepseek_ops.web.data_markup import FILE_POLICY
+from deepseek_ops.web.markup import FILE_POLICY
 
 CHUNK_BYTES = 4 << 20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepseek_ops.core.records import Digest
 from deepseek_ops.data.history import LogEntry
 from deepseek_ops.data.progress import readable
-from deepseek_ops.web.data_markup import Html, el
+from deepseek_ops.web.markup import Html, el
 
 ROW_HEIGHT = 56
 LANE_WIDTH = 18

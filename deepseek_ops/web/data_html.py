@@ -11,8 +11,9 @@ from deepseek_ops.core.records import DatasetVersion, Digest
 from deepseek_ops.data.history import LogEntry
 from deepseek_ops.data.progress import readable
 from deepseek_ops.web.data_graph import size_plot, strip_svg, strips
-from deepseek_ops.web.data_markup import Child, Html, address, el, page, table
 from deepseek_ops.web.data_views import DatasetLine, DatasetView, FilesView
+from deepseek_ops.web.frames import DATASETS
+from deepseek_ops.web.markup import Child, Html, address, el, table
 
 
 def short(version: Digest) -> str:
@@ -52,7 +53,7 @@ def datasets_page(base: str, lines: Sequence[DatasetLine], store: str) -> Html:
             "p", "There is no dataset yet. ", el("code", "deepseek-ops data commit FOLDER --name NAME"), " makes one."
         )
     )
-    return page(base, "Datasets", el("p", "Store ", el("code", store), class_="lead"), content)
+    return DATASETS.page(base, "Datasets", el("p", "Store ", el("code", store), class_="lead"), content)
 
 
 def dataset_page(base: str, view: DatasetView, limit: int) -> Html:
@@ -73,7 +74,7 @@ def dataset_page(base: str, view: DatasetView, limit: int) -> Html:
         _graph(base, view),
         el("p", el("a", "Older versions", href=more), class_="more") if view.more else None,
     ]
-    return page(base, view.name, content)
+    return DATASETS.page(base, view.name, content)
 
 
 def _chip(base: str, name: str, version: Digest, kind: str) -> Html:
@@ -172,7 +173,7 @@ def version_page(
         _next_link(base, version.version, files, pattern, split),
     ]
     title = str(body.get("message") or short(version.version))
-    return page(base, title, content, crumbs=[(version.name, address(base, "d", version.name))])
+    return DATASETS.page(base, title, content, crumbs=[(version.name, address(base, "d", version.name))])
 
 
 def _details(title: str, value: JsonValue) -> Html:
@@ -233,4 +234,4 @@ def _next_link(base: str, version: Digest, files: FilesView, pattern: str, split
 def problem_page(base: str, status: int, message: str) -> Html:
     """Return the page that says what went wrong."""
     title = {401: "Access needed", 404: "Not found", 503: "Not available"}.get(status, "This did not work")
-    return page(base, title, el("p", message, role="alert"))
+    return DATASETS.page(base, title, el("p", message, role="alert"))

@@ -11,8 +11,9 @@ from deepseek_ops.core.records import DatasetVersion, Digest
 from deepseek_ops.data import DatasetDiff, Stored
 from deepseek_ops.data.progress import readable
 from deepseek_ops.web.data_html import raw_address, short, version_link
-from deepseek_ops.web.data_markup import Child, Html, address, el, page, table
 from deepseek_ops.web.data_views import Preview
+from deepseek_ops.web.frames import DATASETS
+from deepseek_ops.web.markup import Child, Html, address, el, table
 
 SHOWN_PATHS = 500
 """Paths of one kind that a comparison lists."""
@@ -37,7 +38,7 @@ def file_page(base: str, version: DatasetVersion, file: Stored, seen: Preview) -
         (version.name, address(base, "d", version.name)),
         (short(version.version), address(base, "v", version.version)),
     ]
-    return page(base, path, content, crumbs=crumbs)
+    return DATASETS.page(base, path, content, crumbs=crumbs)
 
 
 def _records(seen: Preview) -> Html:
@@ -72,7 +73,7 @@ def diff_page(
         [_paths(base, kind, mark, paths, sides[kind]) for kind, mark, paths in kinds],
         None if diff else el("p", "The files are equal."),
     ]
-    return page(base, "What changed", content, crumbs=[(new.name, address(base, "d", new.name))])
+    return DATASETS.page(base, "What changed", content, crumbs=[(new.name, address(base, "d", new.name))])
 
 
 def _paths(base: str, kind: str, mark: str, paths: Sequence[str], version: Digest) -> list[Child]:

@@ -20,7 +20,7 @@ from deepseek_ops.data import DatasetRepository, NoSuchFileError, NothingSelecte
 from deepseek_ops.data.trees import DatasetDiff
 from deepseek_ops.web import data_html, data_html_files, data_views
 from deepseek_ops.web.data_download import file_answer
-from deepseek_ops.web.data_markup import PAGE_POLICY, Html
+from deepseek_ops.web.markup import PAGE_POLICY, Html
 
 HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,

@@ -11,7 +11,8 @@ from deepseek_ops.pipeline.lineage_diff import LineageDiff
 from deepseek_ops.pipeline.lineage_moves import Move
 from deepseek_ops.pipeline.lineage_records import Lineage, Link
 from deepseek_ops.pipeline.lineage_text import shown
-from deepseek_ops.web.data_markup import Child, Html, address, el, table
+from deepseek_ops.web.frames import LINEAGE
+from deepseek_ops.web.markup import Child, Html, address, el, table
 
 _MARKS = {True: ("moved", "changed"), False: ("same", ""), None: ("unknown", "problem")}
 _SKIPPED = ("stages", "formats", "aliases", "champion", "rollouts", "audit")
@@ -39,13 +40,13 @@ def start_page(base: str, versions: Iterable[tuple[str, str]]) -> Html:
     known = (
         table(f"{len(rows)} registered versions", ("Version", ""), rows) if rows else el("p", "No version is known.")
     )
-    return lineage_page(base, "Lineage", why, compared, known)
+    return LINEAGE.page(base, "Lineage", why, compared, known)
 
 
 def why_page(base: str, lineage: Lineage) -> Html:
     """Return the chain of one result, the models it was trained on below it."""
     title = f"{lineage.model or lineage.target} {lineage.version}".strip()
-    return lineage_page(base, title, _chain(lineage), _degraded(lineage.degraded))
+    return LINEAGE.page(base, title, _chain(lineage), _degraded(lineage.degraded))
 
 
 def diff_page(base: str, diff: LineageDiff) -> Html:
@@ -65,7 +66,7 @@ def diff_page(base: str, diff: LineageDiff) -> Html:
         ]
         for move in diff.moves
     ]
-    return lineage_page(
+    return LINEAGE.page(
         base,
         "Why did quality move?",
         lead,
@@ -80,29 +81,7 @@ def diff_page(base: str, diff: LineageDiff) -> Html:
 
 def problem_page(base: str, status: int, problem: str) -> Html:
     """Return what went wrong, and nothing else."""
-    return lineage_page(base, f"Error {status}", el("p", problem, class_="problem", role="alert"))
-
-
-def lineage_page(base: str, title: str, *content: Child) -> Html:
-    """Return a whole page in the look of the data pages."""
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title} - deepseek-ops"),
-        el("link", rel="icon", href="data:,"),
-        el("link", rel="stylesheet", href=address(base, "data.css")),
-    )
-    crumbs = el("ol", el("li", el("a", "Lineage", href=address(base, ""))))
-    body = el(
-        "body",
-        el("a", "Skip to content", href="#content", class_="skip"),
-        el("header", el("nav", crumbs, aria_label="Breadcrumb", class_="crumbs")),
-        el("main", el("h1", title), content, id="content"),
-        el("footer", "Told by the registry, the store, Git and the facts of deepseek-ops."),
-    )
-    return Html("<!doctype html>\n" + el("html", head, body, lang="en"))
+    return LINEAGE.page(base, f"Error {status}", el("p", problem, class_="problem", role="alert"))
 
 
 def _known(base: str, name: str, version: str) -> list[Child]:

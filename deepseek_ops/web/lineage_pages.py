@@ -21,7 +21,7 @@ from deepseek_ops.pipeline.lineage_sources import Sources
 from deepseek_ops.pipeline.lineage_targets import UnknownTargetError
 from deepseek_ops.registry import VersionNotFoundError
 from deepseek_ops.web import lineage_html
-from deepseek_ops.web.data_markup import PAGE_POLICY
+from deepseek_ops.web.markup import PAGE_POLICY
 
 HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,

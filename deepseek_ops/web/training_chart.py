@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from deepseek_ops.web.data_markup import Child, Html, el
+from deepseek_ops.web.markup import Child, Html, el
 from deepseek_ops.web.training_series import Bucket, Series
 
 COLUMN_WIDTH = 4

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from deepseek_ops.web.data_markup import Child, Html, address, el, table
+from deepseek_ops.web.frames import TRAINING
+from deepseek_ops.web.markup import Child, Html, address, el, table
 from deepseek_ops.web.training_listing import RunLine
 from deepseek_ops.web.training_runs import RunView
 from deepseek_ops.web.training_sections import as_text, sections, state_chip, when
@@ -31,12 +32,11 @@ def runs_page(base: str, lines: Sequence[RunLine], more: bool, store: str) -> Ht
     heads = ("Run", "Training", "State", "Step", "Loss", "Last heard of (UTC)")
     shown = table(f"{len(lines)} newest runs", heads, rows, numbers=(3, 4)) if rows else el("p", "No training has run.")
     note = el("p", "There are more runs than were looked at: some newer ones may be missing.") if more else None
-    return page(base, "Training", el("p", "Store ", el("code", store), class_="lead"), shown, note)
+    return TRAINING.page(base, "Training", el("p", "Store ", el("code", store), class_="lead"), shown, note)
 
 
 def run_page(base: str, view: RunView, *, nodes_from: int) -> Html:
     """Return the page of one run. Its script asks for the sections again; without scripts it is as true and stands."""
-    crumbs = (("Training", address(base, "")),)
     live = address(base, "api", "runs", view.plan, "live", nodes=nodes_from or None)
     bar = el(
         "p",
@@ -50,38 +50,12 @@ def run_page(base: str, view: RunView, *, nodes_from: int) -> Html:
     now: dict[str, str] = {"revision": view.revision, "state": view.state, "more": str(view.more).lower()}
     known = {f"data_{name}": value for name, value in now.items()}
     body = el("div", parts, id="live", data_from=live, **known)
-    script = el("script", src=address(base, "training.js"), defer=True)
-    return page(base, f"Run {view.plan[:_SHORT]}", bar, body, crumbs=crumbs, script=script)
-
-
-def page(base: str, title: str, *content: Child, crumbs: Sequence[tuple[str, str]] = (), script: Child = None) -> Html:
-    """Return a whole page in the look of the data pages."""
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title} - deepseek-ops"),
-        el("link", rel="icon", href="data:,"),
-        el("link", rel="stylesheet", href=address(base, "data.css")),
-        el("link", rel="stylesheet", href=address(base, "training.css")),
-        script,
-    )
-    trail = [el("li", el("a", name, href=link)) for name, link in crumbs]
-    body = el(
-        "body",
-        el("a", "Skip to content", href="#content", class_="skip"),
-        el("header", el("nav", el("ol", trail), aria_label="Breadcrumb", class_="crumbs")),
-        el("main", el("h1", title), content, id="content"),
-        el("footer", "Told by the streams of the training in the store of deepseek-ops."),
-    )
-    return Html("<!doctype html>\n" + el("html", head, body, lang="en"))
+    return TRAINING.page(base, f"Run {view.plan[:_SHORT]}", bar, body, script="training.js")
 
 
 def problem_page(base: str, status: int, problem: str) -> Html:
     """Return what went wrong, and the way back."""
-    crumbs = (("Training", address(base, "")),)
-    return page(base, f"Error {status}", el("p", problem, class_="problem", role="alert"), crumbs=crumbs)
+    return TRAINING.page(base, f"Error {status}", el("p", problem, class_="problem", role="alert"))
 
 
 def shown_json(view: RunView) -> dict[str, JsonValue]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from deepseek_ops.data.progress import readable
-from deepseek_ops.web.data_markup import Child, Html, address, el, table
+from deepseek_ops.web.markup import Child, Html, address, el, table
 from deepseek_ops.web.training_chart import Line, Look, chart, heat_strip
 from deepseek_ops.web.training_events import Told, marks, tell
 from deepseek_ops.web.training_runs import MAX_NODES, ROUTINE, Node, RunView, number

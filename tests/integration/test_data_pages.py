@@ -25,10 +25,10 @@ from deepseek_ops.adapters.stores import open_store
 from deepseek_ops.data import DatasetRepository
 from deepseek_ops.data.exchange import split_by_name
 from deepseek_ops.web.data_graph import strips
-from deepseek_ops.web.data_markup import el, join
 from deepseek_ops.web.data_pages import data_app
 from deepseek_ops.web.data_server import standalone_app
 from deepseek_ops.web.data_views import view_dataset, view_files
+from deepseek_ops.web.markup import el, join
 
 local = fixtures_datasets.local
 HOSTILE = "<img src=x onerror=alert(1)>"

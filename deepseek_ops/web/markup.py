@@ -78,28 +78,6 @@ def address(base: str, *segments: str, **query: str | int | None) -> str:
     return f"{base}/{path}" + (f"?{urlencode(wanted)}" if wanted else "")
 
 
-def page(base: str, title: str, *content: Child, crumbs: Iterable[tuple[str, str]] = ()) -> Html:
-    """Return a whole page with its way back (name, address)."""
-    trail = [el("li", el("a", name, href=link)) for name, link in (("Datasets", address(base, "")), *crumbs)]
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title} - deepseek-ops"),
-        el("link", rel="icon", href="data:,"),
-        el("link", rel="stylesheet", href=address(base, "data.css")),
-    )
-    body = el(
-        "body",
-        el("a", "Skip to content", href="#content", class_="skip"),
-        el("header", el("nav", el("ol", trail), aria_label="Breadcrumb", class_="crumbs")),
-        el("main", el("h1", title), content, id="content"),
-        el("footer", "Read-only view of a deepseek-ops dataset store."),
-    )
-    return Html("<!doctype html>\n" + el("html", head, body, lang="en"))
-
-
 def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[Child]], *, numbers: Iterable[int] = ()) -> Html:
     """Return a table; columns in ``numbers`` are set right."""
     right = set(numbers)
