@@ -314,6 +314,9 @@ class Launcher(Protocol):
     def retire(self, name: str) -> None:
         """Forget a settled job: its log, events and scratch files. A job that is not known is no error."""
 
+    def page(self, name: str) -> str:
+        """Return the address of the job in the engine's own interface; empty where it has none, or not yet."""
+
     def prewarm(self) -> None:
         """Get ready for jobs that will come soon; returns at once, and may do nothing."""
 

@@ -219,6 +219,7 @@ class LauncherContract:
     def test_a_job_nobody_submitted_is_unknown(self, launcher: Launcher) -> None:
         assert launcher.status("nobody") is None
         assert launcher.events("nobody") == []
+        assert launcher.page("nobody") == ""
         with pytest.raises(UnknownJobError, match="nobody"):
             launcher.result("nobody")
         with pytest.raises(UnknownJobError, match="nobody"):

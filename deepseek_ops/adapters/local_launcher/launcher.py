@@ -86,6 +86,11 @@ class LocalLauncher:
             self._touch_lease(files)
         return self._status(job.name)
 
+    def page(self, name: str) -> str:
+        """Return nothing: processes of this machine have no interface of their own."""
+        del name
+        return ""
+
     def prewarm(self, environment: Mapping[str, str] | None = None) -> None:
         """Start the warm host in the background, so that its imports are done when the first job comes.
 

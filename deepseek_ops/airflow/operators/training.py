@@ -256,8 +256,8 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
 
     def engine_page(self) -> str:
         """Return the page of the job in its engine's own interface; empty where the engine has none."""
-        page = getattr(self.launcher, "page", None)
-        return str(page(self._job().name)) if page is not None else ""
+        page: str = self.launcher.page(self._job().name)
+        return page
 
     def _say_rest(self, name: str) -> None:
         """Copy the job's whole log: what the triggerer wrote of it may have ended with the triggerer."""
