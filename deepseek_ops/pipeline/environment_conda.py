@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from deepseek_ops.core.config.document import Located, parse_document
 from deepseek_ops.core.environments import EnvironmentLock
+from deepseek_ops.core.masking import masked
 from deepseek_ops.pipeline.environment_requirements import (
     LockFileError,
     Read,
     UnpinnedLockError,
-    masked,
     parse_requirements,
 )
 
@@ -102,7 +102,7 @@ def _pip_lines(entry: Located, file: str, wrong: list[tuple[int, str]]) -> list[
             if not line.startswith("-"):
                 parse_requirements(line, file=file)
         except UnpinnedLockError:
-            wrong.append((one.line, masked(line)))
+            wrong.append((one.line, line))
         lines.append(line)
     return lines
 

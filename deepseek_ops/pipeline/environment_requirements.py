@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from deepseek_ops.core.environments import EnvironmentLock, Pin, canonical_name
 from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.core.masking import masked
 
 MAX_INCLUDES = 50
 _NAME = r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[(?P<extras>[A-Za-z0-9._,\s-]*)\])?\s*"
@@ -37,11 +38,14 @@ Read = Callable[[str], str | None]
 
 @dataclass(eq=False)
 class UnpinnedLockError(PermanentError):
-    """Lines of the lock file that do not name one exact version."""
+    """Lines of the lock file that do not name one exact version; credentials in them are starred out."""
 
     file: str
     lines: tuple[tuple[int, str], ...]
     places: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.lines = tuple((number, masked(text)) for number, text in self.lines)
 
     def __str__(self) -> str:
         named = self.places or (self.file,) * len(self.lines)
@@ -62,6 +66,9 @@ class LockFileError(PermanentError):
     line: int
     problem: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        self.problem = masked(self.problem)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
@@ -100,7 +107,7 @@ class _Reading:
         if name in ("-r", "--requirement", "-c", "--constraint"):
             self._included(path, number, value, constraint=constraint or name in ("-c", "--constraint"))
         elif name in _INDEX_OPTIONS:
-            shown = f"{name} {value}".strip() if "@" not in value else name
+            shown = masked(f"{name} {value}".strip())
             self.notes.append(f"{path}:{number}: {shown} is left out: the worker's environment names the index")
         elif name == "--require-hashes":
             self.require_hashes = True
@@ -121,7 +128,7 @@ class _Reading:
     def _requirement(self, path: str, number: int, line: str, *, constraint: bool) -> None:
         pin, pinned = _pin(line)
         if pin is None or (not pinned and (constraint or pin.url)):
-            self.wrong.append((path, number, masked(line)))
+            self.wrong.append((path, number, line))
         elif not pinned:
             self.bare.append((path, number, line, pin))
         else:
@@ -175,11 +182,6 @@ def parse_requirements(text: str, *, file: str, read: Read = lambda _path: None)
     reading = _Reading(read, file)
     reading.include(posixpath.normpath(file), text, constraint=False)
     return reading.lock()
-
-
-def masked(text: str) -> str:
-    """Return ``text`` with the credentials of its URLs starred out."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import Field
 
 from deepseek_ops.core.errors import ObjectExistsError
+from deepseek_ops.core.masking import masked
 from deepseek_ops.core.ports import Facts
 from deepseek_ops.core.records import Checkpoint, DatasetVersion, Evaluation, GitRef, Record, Verdict
 from deepseek_ops.core.reporting import ReviewState
@@ -77,9 +78,9 @@ class RunOutcome(Record):
 
 
 def note_failure(facts: Facts, run_id: str, task: str, reason: str) -> None:
-    """Keep why a task failed until the run is reported; the latest reason stands."""
+    """Keep why a task failed until the run is reported; the latest reason stands, without the credentials of URLs."""
     key = f"{run_id}/{task}"
-    body = TaskFailure(task=task, reason=reason[:MAX_REASON]).dump()
+    body = TaskFailure(task=task, reason=masked(reason)[:MAX_REASON]).dump()
     try:
         facts.insert(FAILURE, key, body, run=run_id)
     except ObjectExistsError:
@@ -91,7 +92,7 @@ def note_failure(facts: Facts, run_id: str, task: str, reason: str) -> None:
 def failures_of(facts: Facts, run_id: str, failed: Iterable[str]) -> tuple[TaskFailure, ...]:
     """Return why the tasks that stand as failed now did so; one that left no reason (it was killed) says that."""
     noted = [TaskFailure.load(fact.body) for fact in facts.find(FAILURE, run=run_id, limit=1000)]
-    known = {item.task: item.reason for item in noted}
+    known = {item.task: masked(item.reason) for item in noted}  # older versions kept them as they were
     lost = "it left no reason: it was killed, or its worker was lost"
     return tuple(TaskFailure(task=task, reason=known.get(task, lost)) for task in sorted(set(failed)))
 

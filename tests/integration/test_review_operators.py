@@ -88,6 +88,17 @@ def test_a_failure_before_the_plan_is_told_with_its_reason(host: Host) -> None:
     assert "s3://bucket" in host.bodies(7)[0].replace("\\", "")
 
 
+def test_a_reason_is_kept_and_told_without_the_credentials_of_its_urls(host: Host) -> None:
+    reason = "requirements.txt: git+https://bob:ghp_hush@github.com/o/r.git, see https://h/x?X-Amz-Signature=hush&a=1"
+    failed = context({"plan_run": "failed"}) | {"exception": ValueError(reason)}
+    NoteFailure().notify(failed | {"ti": SimpleNamespace(run_id="manual__1", task_id="plan_run")})
+    (kept,) = failures_of(host.facts, "manual__1", ["plan_run"])  # type: ignore[attr-defined]
+    assert kept.reason.endswith("git+https://***@github.com/o/r.git, see https://h/x?X-Amz-Signature=***&a=1")
+    (fact,) = host.facts.find("task-failure", run="manual__1")  # type: ignore[attr-defined]
+    result().execute(context({"plan_run": "failed"}))
+    assert "hush" not in json.dumps([fact.body, host.statuses, host.bodies(7)])
+
+
 def test_a_task_that_was_killed_without_a_word_is_told_too(host: Host) -> None:
     told = result().execute(context({"evaluate_0": "success", "evaluate_1": "failed", "report_started": "failed"}))
     assert told["summary"].startswith("evaluate failed: it left no reason")

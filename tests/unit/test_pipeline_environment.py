@@ -75,6 +75,36 @@ def test_what_only_looks_like_a_pin_is_refused_and_shows_no_password(line):
     assert "hush" not in str(refused(line))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"-e git+https://bob:hush@github.com/o/r.git@{COMMIT}#egg=r",
+        "--editable git+https://hush@github.com/o/r.git",
+        "-e git+https://bob:p@hush@github.com/o/r.git",
+        "bare\nbare2 --unknown https://bob:hush@host/x",
+        f"r @ git+https://bob:hush@host/r.git@{COMMIT}\nr==1\nr==2",
+        "https://host/r.zip?private_token=hush&x=1",
+    ],
+)
+def test_no_line_shows_a_credential_whatever_it_is_refused_for(line):
+    error = refused(line)
+    assert "hush" not in str(error) + repr(error)
+    assert "://***@" in str(error) or "private_token=***" in str(error)
+    entry = json.dumps(next(one for one in line.splitlines() if "hush" in one))
+    text = CONDA.replace("humanize==4.0.0", entry).replace("      - -r more.txt\n", "")
+    conda = refused(text, path="environment.yml")
+    assert "hush" not in str(conda) + repr(conda)
+
+
+def test_an_index_or_an_include_with_a_credential_is_told_without_it():
+    noted = lock("--extra-index-url https://bob:hush@index/simple\n-i https://index/simple?token=hush\n").notes
+    assert "https://***@index/simple is left out" in noted[0]
+    assert "hush" not in "".join(noted)
+    with pytest.raises(LockFileError) as caught:
+        lock("-r https://bob:hush@host/r.txt")
+    assert "'https://***@host/r.txt' is not in the repository" in str(caught.value)
+
+
 def test_pins_are_read_with_extras_markers_hashes_and_other_spellings():
     text = (
         f"Foo_Bar[b, A]==1.0 ; python_version >= '3.11'\nbaz==2.0 \\\n    --hash=sha256:{SHA} \\\n"

@@ -26,6 +26,7 @@ from deepseek_ops.adapters.environments.errors import (
     EnvironmentBuildError,
     IndexUnavailableError,
 )
+from deepseek_ops.core.masking import masked
 
 LAST_LINES = 20
 _PASSED = frozenset(
@@ -151,7 +152,7 @@ class Commands:
         return last
 
     def _pass_on(self, line: bytes, last: deque[str]) -> None:
-        text = re.sub(r"://[^/@\s]+@", "://***@", line.decode(errors="replace").rstrip())
+        text = masked(line.decode(errors="replace").rstrip())
         for secret in self.secrets:
             text = text.replace(secret, "***")
         if text:
