@@ -5,7 +5,7 @@ Classes of paths, the first that fits:
 * ``pipeline``: ``deepseek.yaml``; what it reaches is decided by the sections that differ, not by its text;
 * ``lock``: the file of ``jobs.setup.requirements``;
 * ``data``: raw data, tokenizer and evaluation files inside the repository, and dataset pointers;
-* ``result``: what we commit ourselves, below ``experiments/``;
+* ``result``: what we commit ourselves, ``experiments/<version>.json``; other files beside it are of the team;
 * ``docs``: ``changes.docs`` of the pipeline file;
 * ``code``: everything else.
 
@@ -16,6 +16,7 @@ found by fingerprint.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -28,6 +29,7 @@ PIPELINE_FILE = "deepseek.yaml"
 STAGES = ("environment", "data", "sweep", "train", "validate", "export", "register")
 """What a run spends on, in order: a stage that does its work again makes those after it do so too."""
 _SHOWN = 3
+_RESULT = re.compile(r"experiments/[0-9]+\.[0-9]+\.[0-9]+\.json")
 
 
 class ChangeKind(StrEnum):
@@ -104,7 +106,7 @@ def kind_of(config: PipelineFile, path: str) -> ChangeKind:
         return ChangeKind.LOCK
     if _is_data(config, path):
         return ChangeKind.DATA
-    if path.startswith("experiments/"):
+    if _RESULT.fullmatch(path):
         return ChangeKind.RESULT
     return ChangeKind.DOCS if matches_ref(config.changes.docs, path) else ChangeKind.CODE
 

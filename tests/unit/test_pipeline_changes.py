@@ -34,6 +34,10 @@ def pipeline(text: str = TEXT):
         ("tok/tokenizer.json", "data"),
         ("eval/held.jsonl", "data"),
         ("experiments/0.1.0.json", "result"),
+        ("experiments/prepare.py", "code"),  # a team's own file in a folder that we write to, too
+        ("experiments/notes.json", "code"),
+        ("experiments/deep/0.1.0.json", "code"),
+        ("experiments/README.md", "docs"),
         ("README.md", "docs"),
         ("deepseek/README.md", "docs"),
         ("docs/img/a.png", "docs"),
@@ -90,10 +94,16 @@ def test_an_unknown_change_is_no_documentation():
 
 
 def test_jobs_are_given_nothing_that_is_said_not_to_reach_them():
-    given = ("deepseek.yaml", "README.md", "experiments/1.json", "data/tiny.dataset.yaml")
+    given = ("deepseek.yaml", "README.md", "experiments/1.0.0.json", "data/tiny.dataset.yaml")
     assert not any(is_given_to_jobs(pipeline(), path) for path in given)
     assert is_given_to_jobs(pipeline(), "corpus/guide.md")
     assert is_given_to_jobs(pipeline(), "deepseek/prepare.py")
+
+
+def test_a_script_below_experiments_is_code_like_any_other():
+    assert is_given_to_jobs(pipeline(), "experiments/prepare.py")
+    assert not only_docs(pipeline(), ["experiments/prepare.py"])
+    assert reached(["experiments/prepare.py"]) == list(STAGES[1:])
 
 
 def test_the_policy_of_a_push_is_read_from_the_file():
