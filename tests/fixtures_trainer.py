@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -182,10 +186,22 @@ class Lab:
         os.kill(group["pids"][rank], signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """One laboratory for all tests of a session: its warm host imports torch once."""
-    root = tmp_path_factory.mktemp("lab")
+@dataclass
+class Bench:
+    """What the laboratories of one process share: imports that are done, and a dataset that is prepared."""
+
+    lab: Lab
+    dataset: DatasetVersion
+
+
+@functools.cache
+def shared_bench() -> Bench:
+    """Return the bench of this process, which ends with it.
+
+    Its warm host imports torch once for all laboratories: a fixture that several modules import is made for each of
+    them, whatever its scope.
+    """
+    root = Path(tempfile.mkdtemp(prefix="deepseek-ops-bench-"))
     store = LocalStore(root / "store")
     blobs = StoreBlobs(store)
     library = Path(os.__file__).parent
@@ -195,16 +211,32 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (code / "template" / "prepare.py").write_bytes((TEMPLATE / "deepseek" / "prepare.py").read_bytes())
     (code / "mine.py").write_text(PREPARE)
     launcher = LocalLauncher(root)
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    atexit.register(launcher.shutdown, grace_seconds=5)
     launcher.prewarm({"OMP_NUM_THREADS": "1"})
+    lab = Lab(root, store, launcher, blobs.put_folder(root / "raw"), blobs.put_folder(code))
+    result = lab.result(lab.prepare("prepare-first"))["dataset"]
+    assert isinstance(result, dict)
+    return Bench(lab, DatasetVersion.load(result))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A laboratory of its own for each module: a copy of the bench's store, no jobs yet, and the bench's warm host."""
+    bench = shared_bench().lab
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(bench.root / "store", root / "store")
+    (root / "host").symlink_to(bench.root / "host")
+    launcher = LocalLauncher(root)
     try:
-        yield Lab(root, store, launcher, blobs.put_folder(root / "raw"), blobs.put_folder(code))
+        yield Lab(root, LocalStore(root / "store"), launcher, bench.raw, bench.code)
     finally:
+        (root / "host").unlink()  # the other modules still need it
         launcher.shutdown(grace_seconds=5)
 
 
 @pytest.fixture(scope="session")
 def dataset(lab: Lab) -> DatasetVersion:
-    """A dataset version made by a real prepare job."""
-    result = lab.result(lab.prepare("prepare-first"))["dataset"]
-    assert isinstance(result, dict)
-    return DatasetVersion.load(result)
+    """A dataset version made by a real prepare job; the laboratory's store has it."""
+    del lab
+    return shared_bench().dataset

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures_airflow import copy_of_migrated_database
 from fixtures_lineage import World, world
 from jsonschema import Draft202012Validator
 
@@ -77,14 +78,15 @@ def environment(world: World, home: Path, events: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_in_airflow_emits_versions_commit_and_manifest(world: World, given: dict[str, Any], tmp_path: Path):
+def test_a_run_in_airflow_emits_versions_commit_and_manifest(
+    world: World, given: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
     events, dags = tmp_path / "events.jsonl", tmp_path / "dags"
     dags.mkdir()
     (dags / "lineage.py").write_text(DAG_FILE)
     (dags / "lineage.json").write_text(json.dumps(given))
     env = environment(world, tmp_path / "airflow", events)
-    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
-    subprocess.run(migrate, env=env, check=True, capture_output=True, timeout=200)
+    copy_of_migrated_database(tmp_path_factory, tmp_path / "airflow")
     child = [sys.executable, "-c", CHILD, str(dags)]
     done = subprocess.run(child, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert "STATES {'register': 'success', 'release': 'success'}" in done.stdout, (

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures_airflow import copy_of_migrated_database
 from fixtures_review_hosts import COMMIT, TOKEN, Host, github_app, serving
 
 from deepseek_ops.core.records import GitRef
@@ -80,7 +81,9 @@ def environment(home: Path, host: Host) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_gate_that_fails_is_told_with_its_reason_and_fails_the_run(tmp_path: Path) -> None:
+def test_a_gate_that_fails_is_told_with_its_reason_and_fails_the_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     dags = tmp_path / "dags"
     dags.mkdir()
     ref = GitRef(repository="https://github.com/team/model", name="refs/heads/exp/lr", commit=COMMIT)
@@ -89,8 +92,7 @@ def test_a_gate_that_fails_is_told_with_its_reason_and_fails_the_run(tmp_path: P
     host = Host(pulls={7: ("open", [COMMIT])})
     with serving(github_app(host), host):
         env = environment(tmp_path / "airflow", host)
-        migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
-        subprocess.run(migrate, env=env, check=True, capture_output=True, timeout=200)
+        copy_of_migrated_database(tmp_path_factory, tmp_path / "airflow")
         child = [sys.executable, "-c", CHILD, str(dags)]
         done = subprocess.run(child, env=env, capture_output=True, text=True, timeout=200, check=False)
     (line,) = [one for one in done.stdout.splitlines() if one.startswith("RUN")] or [done.stdout + done.stderr]

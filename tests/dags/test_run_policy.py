@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fixtures_airflow import copy_of_migrated_database
 from fixtures_git import Developer, file_developer  # noqa: F401
 
 from deepseek_ops.adapters.facts import open_facts
@@ -39,18 +39,8 @@ print("STATES", json.dumps({"run": str(run.state), "run_id": run.run_id, "tasks"
 """
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    """A migrated Airflow database, to copy: making one takes longer than a run."""
-    home = tmp_path_factory.mktemp("airflow")
-    place = {"AIRFLOW_HOME": str(home), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db"}
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    subprocess.run(command, env={**os.environ, **place}, check=True, capture_output=True, timeout=200)
-    return home / "airflow.db"
-
-
 @pytest.fixture
-def airflow(tmp_path, migrated, file_developer: Developer):  # noqa: F811
+def airflow(tmp_path, tmp_path_factory, file_developer: Developer):  # noqa: F811
     home = tmp_path / "airflow"
     project = Path(__file__).parents[2]
     connections = {
@@ -65,10 +55,10 @@ def airflow(tmp_path, migrated, file_developer: Developer):  # noqa: F811
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "DEEPSEEK_OPS_PRELOAD": "",  # nothing is trained here
         **{f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields) for name, fields in connections.items()},
     }
-    home.mkdir()
-    shutil.copy(migrated, home / "airflow.db")
+    copy_of_migrated_database(tmp_path_factory, home)
 
     def run(conf):
         dags = str(project / "dags")

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures_airflow import copy_of_migrated_database
 
 SERVE = """
 import asyncio, json, os
 os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
-from airflow.utils.db import initdb
 from airflow.api_fastapi.app import create_app, get_auth_manager
-initdb()
 app = create_app(apps="core")
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from starlette.testclient import TestClient
@@ -57,6 +56,7 @@ print("SEEN" + json.dumps(seen))
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
     """What an Airflow of its own answered: a process, because its configuration is read once."""
     home: Path = tmp_path_factory.mktemp("airflow")
+    copy_of_migrated_database(tmp_path_factory, home)
     store = home / "store"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},

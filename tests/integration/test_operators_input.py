@@ -9,6 +9,7 @@ import pydantic
 import pytest
 from pydantic import JsonValue
 
+from deepseek_ops.adapters.local_launcher import LocalLauncher
 from deepseek_ops.airflow.operators.data import PrepareDatasetOperator
 from deepseek_ops.airflow.operators.source import PlanRunOperator, ResolveSourceOperator
 from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
@@ -48,7 +49,9 @@ def places(tmp_path, monkeypatch):
         connection("deepseek_ops_facts", conn_type="deepseek_facts", host=f"sqlite:///{tmp_path / 'facts.db'}")
         connection("deepseek_ops_launcher", conn_type="deepseek_launcher", host=str(tmp_path / "jobs"))
         monkeypatch.setenv("DEEPSEEK_OPS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("DEEPSEEK_OPS_PRELOAD", "")  # what is planned here is not trained
         yield Places(url, tmp_path, connection)
+    LocalLauncher(tmp_path / "jobs").shutdown(grace_seconds=5)  # the warm host that planning starts
 
 
 class Places:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from fixtures_launcher import until
-from fixtures_trainer import SECRET, dataset, lab  # noqa: F401  (pytest fixtures)
+from fixtures_trainer import SECRET, dataset, lab, shared_bench  # noqa: F401  (pytest fixtures)
 
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.records import DatasetVersion
@@ -67,8 +67,8 @@ def test_the_tokens_are_the_documents(folder):
     assert text.startswith(tokenizer.decode(stream))
 
 
-def test_foreign_code_sees_no_secret(lab, dataset):  # noqa: F811
-    log, _ = lab.launcher.logs("prepare-first")
+def test_foreign_code_sees_no_secret():
+    log, _ = shared_bench().lab.launcher.logs("prepare-first")
     variables = next(line for line in log.splitlines() if line.startswith("VARIABLES")).split()[1:]
     assert "PYTHONPATH" in variables
     assert not [name for name in variables if name.startswith(("AWS_", "DEEPSEEK_OPS"))]

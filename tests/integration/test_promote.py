@@ -12,10 +12,12 @@ import pytest
 from fixtures_git import TOKEN, Developer, file_developer, git_server, http_developer, run_git  # noqa: F401
 
 from deepseek_ops.adapters.stores import open_store
+from deepseek_ops.core.errors import RefNotFoundError
 from deepseek_ops.core.ports import NewCommit
 from deepseek_ops.data import DatasetPointer, pointer_text, read_pointer
 from deepseek_ops.data.pointer_merge import PointerMerge, merge_pointers
 from deepseek_ops.data.repository import DatasetRepository
+from deepseek_ops.pipeline.branches import BranchNameError
 from deepseek_ops.pipeline.experiments import experiments_of
 from deepseek_ops.pipeline.promotion import (
     NothingRecordedError,
@@ -24,6 +26,8 @@ from deepseek_ops.pipeline.promotion import (
     promote,
     review_url,
 )
+from deepseek_ops.pipeline.promotion_choice import UnknownDirectionError, UnknownMetricError
+from deepseek_ops.pipeline.promotion_conflicts import conflict_lines
 from deepseek_ops.pipeline.records_in_git import Comparison, ExperimentRecord, experiment_message
 
 
@@ -130,7 +134,8 @@ def test_the_command_tells_people_what_it_did_and_what_does_not_merge(developer:
     developer.push_commit({"config.py": "lr = 9\n"})
     failed = command("--push-branch", "promote/again")
     assert failed.returncode == 1
-    assert "nothing was pushed\nconfig.py: both sides changed the same lines\n  main:\n    'lr = 9'" in failed.stderr
+    shown = "config.py: both sides changed the same lines\n  line 1:\n    <<<<<<< main\n      lr = 9\n    =======\n      lr = 2\n"
+    assert f"nothing was pushed\n{shown}" in failed.stderr
     told = json.loads(command("--push-branch", "promote/again", "--json").stdout)
     assert (told["status"], told["conflicts"][0]["theirs"]) == ("conflicts", "lr = 2\n")
     assert developer.git("status", "--porcelain") == before, "the clone of the user is not touched"
@@ -172,6 +177,115 @@ def test_a_conflict_is_told_file_by_file_and_nothing_is_pushed(developer: Develo
     assert (one.path, one.ours, one.theirs) == ("config.py", "lr = 9\n", "lr = 2\n")
     assert one.problem == "both sides changed the same lines"
     assert developer.remote.refs() == before
+
+
+def test_a_metric_that_nobody_has_is_refused_and_not_the_newest_merged(developer: Developer) -> None:
+    before = developer.remote.refs()
+    with pytest.raises(UnknownMetricError) as caught:
+        promote(developer.remote, Wish("exp/x", metric="val_los"), merge_pointer=never)
+    assert str(caught.value) == (
+        "no experiment of exp/x has the metric 'val_los'; did you mean val_loss? Known are accuracy, val_loss."
+    )
+    with pytest.raises(UnknownMetricError):
+        promote(developer.remote, Wish("exp/x", metric="val_los", tip=True), merge_pointer=never)
+    assert developer.remote.refs() == before
+
+
+def test_a_metric_without_a_declared_direction_is_not_guessed(developer: Developer) -> None:
+    """``accuracy`` is the team's: by the default of another metric the worst experiment would win."""
+    with pytest.raises(UnknownDirectionError, match="whether more or less accuracy is better; add --direction"):
+        promote(developer.remote, Wish("exp/x", metric="accuracy"), merge_pointer=never)
+    done = promote(developer.remote, Wish("exp/x", metric="accuracy", direction="maximize"), merge_pointer=never)
+    assert done.winner is not None
+    assert done.winner.record.run_id == "run-2"
+    text = "name: t\ndata: {raw: r/, prepare: 'a.b:c'}\ntraining: {model: m.json}\nvalidation: {metric: accuracy, "
+    developer.push_commit({"deepseek.yaml": text + "direction: maximize}\n"}, "exp/x")
+    declared = promote(developer.remote, Wish("exp/x", push_branch="declared"), merge_pointer=never)
+    assert declared.winner is not None
+    assert declared.winner.record.run_id == "run-2"
+
+
+def test_a_winner_that_is_worse_than_the_target_is_told_in_the_message(developer: Developer) -> None:
+    developer.push_commit({"config.py": "lr = 7\n"}, "exp/worse")
+    commit_record(developer, record(7, 9.0), "exp/worse")
+    done = promote(developer.remote, Wish("exp/worse"), merge_pointer=never)
+    (doubt,) = done.doubts
+    assert doubt == "The winner is worse than main: val_loss 9, while the last experiment of main has 0.5."
+    assert done.message.split("\n\n")[2] == doubt
+    assert promote(developer.remote, Wish("exp/x"), merge_pointer=never).doubts == ()
+
+
+def test_where_the_files_own_metric_was_not_measured_the_choice_is_told_to_be_none(developer: Developer) -> None:
+    for number in (8, 9):
+        developer.push_commit({"config.py": f"lr = {number}\n"}, "exp/other")
+        commit_record(developer, record(number, 1.0, performance={"reward": float(number)}), "exp/other")
+    done = promote(developer.remote, Wish("exp/other"), merge_pointer=never)
+    assert done.doubts == ("No experiment has val_loss: of 2 the newest is merged, which need not be the best.",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["refs/tags/zz", "refs/notes/x", "bad..name", "a b", "x.lock", "a/.b", "-x", "a//b", "x/", "@", "a@{1}", "a\x7f"],
+)
+def test_only_a_branch_is_pushed_to(developer: Developer, name: str) -> None:
+    before = developer.remote.refs()
+    with pytest.raises(BranchNameError, match="is no name of a branch"):
+        promote(developer.remote, Wish("exp/x", push_branch=name), merge_pointer=never)
+    assert developer.remote.refs() == before
+
+
+def test_a_full_name_of_a_branch_is_that_branch_and_a_tag_is_no_target(developer: Developer) -> None:
+    done = promote(developer.remote, Wish("exp/x", push_branch="refs/heads/next", into="main"), merge_pointer=never)
+    assert developer.remote.resolve("next").commit == done.commit
+    now = promote(developer.remote, Wish("exp/x", push_branch="refs/heads/main"), merge_pointer=never)
+    assert (now.status, now.url, developer.remote.resolve("main").commit) == ("opened", "", now.commit)
+    developer.git("tag", "v1", "main")
+    developer.push("v1")
+    with pytest.raises(RefNotFoundError, match="branch v1 does not exist"):
+        promote(developer.remote, Wish("exp/x", into="v1"), merge_pointer=never)
+
+
+def test_the_default_branch_is_the_target_whatever_it_is_called(developer: Developer) -> None:
+    run_git(developer.bare, "branch", "--move", "main", "develop")
+    run_git(developer.bare, "symbolic-ref", "HEAD", "refs/heads/develop")
+    done = promote(developer.remote, Wish("exp/x"), merge_pointer=never)
+    assert (done.status, done.into) == ("opened", "develop")
+    run_git(developer.bare, "symbolic-ref", "HEAD", "refs/heads/gone")
+    run_git(developer.bare, "branch", "--move", "develop", "trunk")
+    assert promote(developer.remote, Wish("exp/x"), merge_pointer=never).into == "trunk"
+
+
+def test_each_place_of_a_conflict_is_shown_wherever_it_is(developer: Developer) -> None:
+    body = [f"line {number}" for number in range(1, 101)]
+    text = "\n".join(body) + "\n=======\n"
+    developer.push_commit({"long.py": text, "gone.py": "a = 1\nb = 2\n"})
+    developer.push_commit(
+        {
+            "long.py": text.replace("line 50\n", "theirs\x1b[2J\n").replace("line 90\n", "t90\n"),
+            "gone.py": "a = 1\nb = 3\n",
+        },
+        "exp/long",
+    )
+    commit_record(developer, record(7, 0.1), "exp/long")
+    developer.git("switch", "--quiet", "main")
+    developer.git("rm", "--quiet", "gone.py")
+    developer.push_commit({"long.py": text.replace("line 50\n", "ours\n\n").replace("line 90\n", "o90\n")})
+    done = promote(developer.remote, Wish("exp/long"), merge_pointer=never)
+    gone, long = done.conflicts
+    assert list(conflict_lines(long, ours="main", theirs="exp")) == [
+        "long.py: both sides changed the same lines",
+        "  line 50:",
+        *("      line 47", "      line 48", "      line 49"),
+        *("    <<<<<<< main", "      ours", "", "    =======", "      theirs\\x1b[2J", "    >>>>>>> exp"),
+        *("      line 51", "      line 52", "      line 53"),
+        "  line 91:",
+        *("      line 87", "      line 88", "      line 89"),
+        *("    <<<<<<< main", "      o90", "    =======", "      t90", "    >>>>>>> exp"),
+        *("      line 91", "      line 92", "      line 93"),
+    ]
+    told = list(conflict_lines(gone, ours="main", theirs="exp"))
+    assert told[0].startswith("gone.py: one side changed it, the other deleted it")
+    assert told[1:] == ["  exp changed:", "      @@ -1,2 +1,2 @@", "       a = 1", "      -b = 2", "      +b = 3"]
 
 
 def test_dataset_versions_of_both_sides_are_merged(developer: Developer, tmp_path: Path) -> None:

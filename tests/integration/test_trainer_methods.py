@@ -140,14 +140,12 @@ def test_answers_are_learned_and_an_incremental_training_measures_what_it_forget
     assert small < (tmp_path / "adapted" / "model.safetensors").stat().st_size / 2
 
 
-def test_a_dataset_without_conversations_and_one_with_another_tokenizer_are_refused(lab, chats):  # noqa: F811
-    result = lab.result(lab.prepare("prepare-first"))["dataset"]
-    plain = DatasetVersion.load(result)
-    status = lab.settle(lab.train("sft-nothing", lab.plan(plain, ranks=1, method="sft")))
+def test_a_dataset_without_conversations_and_one_with_another_tokenizer_are_refused(lab, chats, dataset):  # noqa: F811
+    status = lab.settle(lab.train("sft-nothing", lab.plan(dataset, ranks=1, method="sft")))
     assert status.phase is JobPhase.FAILED
     assert "holds no conversations" in status.reason
     replay = ReplayPlan(datasets=(chats[0],), share=0.5)
-    mixed = lab.plan(plain, ranks=1, base=FileSet(files=()), replay=replay, model=MODEL)
+    mixed = lab.plan(dataset, ranks=1, base=FileSet(files=()), replay=replay, model=MODEL)
     status = lab.settle(lab.train("mixed-tokenizers", mixed))
     assert status.phase is JobPhase.FAILED
     assert "tokenised differently" in status.reason
