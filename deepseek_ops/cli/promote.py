@@ -14,23 +14,24 @@ from deepseek_ops.cli.record_sources import Repo, remote
 from deepseek_ops.data.pointer_merge import PointerMerge, merge_pointers
 from deepseek_ops.data.repository import DatasetRepository
 from deepseek_ops.pipeline.experiments import Experiment, body_of
-from deepseek_ops.pipeline.promotion import Host, Promotion, Unmerged, Wish
+from deepseek_ops.pipeline.promotion import Host, Promotion, Wish
 from deepseek_ops.pipeline.promotion import promote as promote_experiment
-
-MAX_LINES = 20
-"""Lines of a side of a conflict that are shown."""
+from deepseek_ops.pipeline.promotion_conflicts import conflict_lines
 
 
 def promote(
     source: Annotated[str, typer.Argument(help="Branch such as exp/x, or the tag of one experiment.")],
     repo: Repo = ".",
-    into: Annotated[str, typer.Option(help="Branch that the merge is for.")] = "main",
+    into: Annotated[str, typer.Option(help="Branch that the merge is for; the default branch by default.")] = "",
     push_branch: Annotated[
         str,
         typer.Option(help="Branch the merge commit is pushed to; promote/<source> by default, --into to merge now."),
     ] = "",
     metric: Annotated[str, typer.Option(help="What decides; validation.metric of the pipeline file by default.")] = "",
-    direction: Annotated[Literal["minimize", "maximize", ""], typer.Option(help="Which way is better.")] = "",
+    direction: Annotated[
+        Literal["minimize", "maximize", ""],
+        typer.Option(help="Which way is better, where neither we nor the pipeline file say."),
+    ] = "",
     tip: Annotated[
         bool, typer.Option("--tip", help="Merge the whole branch, not the best experiment's commit.")
     ] = False,
@@ -61,10 +62,13 @@ def _datasets(store: str) -> DatasetRepository:
 
 
 def _tell(done: Promotion) -> None:
+    for doubt in done.doubts:
+        sys.stderr.write(f"{doubt}\n")
     if done.status == "conflicts":
         sys.stderr.write(f"{done.merges[:12]} does not merge into {done.into}; nothing was pushed\n")
         for one in done.conflicts:
-            sys.stderr.write(_conflict(one, done))
+            for line in conflict_lines(one, ours=done.into, theirs=done.merges[:12]):
+                sys.stderr.write(f"{line}\n")
         return
     if done.status == "merged already":
         typer.echo(f"{done.into} has {done.merges[:12]} already")
@@ -75,15 +79,6 @@ def _tell(done: Promotion) -> None:
     typer.echo(f"\n{done.message}" if done.status == "opened" else "")
     if done.url:
         typer.echo(done.url)
-
-
-def _conflict(one: Unmerged, done: Promotion) -> str:
-    lines = [f"{one.path}: {one.problem}"]
-    for name, text in ((done.into, one.ours), (done.merges[:12], one.theirs)):
-        shown = text.splitlines()
-        lines += [f"  {name}:", *(f"    {line[:200]!r}"[:210] for line in shown[:MAX_LINES])]
-        lines += [f"    ... {len(shown) - MAX_LINES} more lines"] if len(shown) > MAX_LINES else []
-    return "\n".join(lines) + "\n"
 
 
 def _body(done: Promotion) -> dict[str, JsonValue]:
@@ -100,6 +95,7 @@ def _body(done: Promotion) -> dict[str, JsonValue]:
         "baseline": record(done.baseline),
         "message": done.message,
         "resolved": list(done.resolved),
+        "doubts": list(done.doubts),
         "conflicts": [dataclasses.asdict(one) for one in done.conflicts],
         "url": done.url,
     }

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from deepseek_ops.core.merges import MergeConflict as MergeConflict  # noqa: PLC0414  (the port's own words)
+from deepseek_ops.core.merges import MergedTree as MergedTree  # noqa: PLC0414
+
 if TYPE_CHECKING:  # building the records costs 0.3 s of CPU, and git-lfs starts several transfer agents a push
     from pydantic import JsonValue
 
@@ -188,28 +191,6 @@ class RecordText:
     """Of the commit; empty for a tag."""
 
 
-@dataclass(frozen=True, slots=True)
-class MergeConflict:
-    """A file that both sides of a merge changed; a side without the file is None, as is one that is no text."""
-
-    path: str
-    base: bytes | None
-    ours: bytes | None
-    theirs: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class MergedTree:
-    """The tree a merge makes. While ``conflicts`` are not empty, the tree holds conflict markers in those files."""
-
-    tree: str
-    base: str
-    """The best common ancestor."""
-    conflicts: tuple[MergeConflict, ...] = ()
-    merged: bool = False
-    """Whether ``ours`` contains ``theirs`` already, so that there is nothing to merge."""
-
-
 class GitRemote(Protocol):
     """One model repository on any Git host. Adapters: git over https, ssh, file.
 
@@ -221,6 +202,9 @@ class GitRemote(Protocol):
 
     def refs(self, patterns: Sequence[str] = ("refs/heads/*", "refs/tags/*")) -> dict[str, str]:
         """Return full ref name -> commit id (annotated tags peeled) for refs that match one of the globs."""
+
+    def default_branch(self) -> str | None:
+        """Return the full name of the branch that a clone begins with; None where there is no such branch."""
 
     def resolve(self, ref: str) -> GitRef:
         """Return the branch, tag or full ref name resolved to its commit."""

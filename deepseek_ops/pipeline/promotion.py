@@ -7,25 +7,22 @@ target itself is named. What does not merge is told file by file and nothing is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote, urlencode, urlsplit
 
-from deepseek_ops.core.config import load_pipeline
 from deepseek_ops.core.errors import PermanentError, RefNotFoundError, StaleRefError
-from deepseek_ops.core.ports import GitRemote, MergeConflict
+from deepseek_ops.core.ports import GitRemote
 from deepseek_ops.core.records import GitRef
-from deepseek_ops.data.pointer_merge import PointerMerge
+from deepseek_ops.pipeline.branches import HEADS, branch_name, default_branch
 from deepseek_ops.pipeline.experiments import Experiment, experiments_of
+from deepseek_ops.pipeline.promotion_choice import candidates_of, commit_in, doubts, judge_of, winner_of
+from deepseek_ops.pipeline.promotion_conflicts import MergePointer, Unmerged, resolve_conflicts
 from deepseek_ops.pipeline.promotion_message import promotion_message
-from deepseek_ops.pipeline.runs import PIPELINE_FILE
 
-MergePointer = Callable[[str, str, str], PointerMerge]
-"""Base, ours and theirs of a dataset pointer -> their merge."""
 Host = Literal["github", "gitlab", ""]
 
-_POINTER = re.compile(r"data/[^/]+\.dataset\.yaml")
 _SCP = re.compile(r"^[^/@\s]+@(?P<host>[^/:\s]+):(?P<path>.+)$")
 ATTEMPTS = 5
 
@@ -61,16 +58,6 @@ class PromotionBranchTakenError(PermanentError):
 
 
 @dataclass(frozen=True, slots=True)
-class Unmerged:
-    """A file that people have to merge."""
-
-    path: str
-    problem: str
-    ours: str
-    theirs: str
-
-
-@dataclass(frozen=True, slots=True)
 class Promotion:
     """What came of it."""
 
@@ -87,16 +74,21 @@ class Promotion:
     resolved: tuple[str, ...] = ()
     """Dataset pointers that were merged by merging the datasets."""
     conflicts: tuple[Unmerged, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """What speaks against it, a sentence each."""
     url: str = ""
     """Where a merge request is opened; empty where the host is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to promote, and how the winner is found: ``metric`` and ``direction`` default to the pipeline file's."""
+    """What to promote, and how the winner is found: ``metric`` and ``direction`` default to the pipeline file's.
+
+    ``into`` is the repository's default branch where it is not named.
+    """
 
     source: str
-    into: str = "main"
+    into: str = ""
     push_branch: str = ""
     metric: str = ""
     direction: Literal["minimize", "maximize", ""] = ""
@@ -111,9 +103,11 @@ class Wish:
 def promote(git: GitRemote, wish: Wish, *, merge_pointer: MergePointer) -> Promotion:
     """Push the merge of the best experiment of ``wish.source`` and return what came of it; doing it again finds it.
 
-    Raises NothingRecordedError, PromotionBranchTakenError, and StaleRefError when a target named as the branch to push
-    keeps moving.
+    Raises NothingRecordedError, UnknownMetricError, UnknownDirectionError, BranchNameError, PromotionBranchTakenError,
+    and StaleRefError when a target named as the branch to push keeps moving.
     """
+    into = branch_name(wish.into) if wish.into else default_branch(git)
+    wish = replace(wish, into=into, push_branch=branch_name(wish.branch))
     for attempt in range(ATTEMPTS):
         try:
             return _promote_once(git, wish, merge_pointer)
@@ -124,29 +118,31 @@ def promote(git: GitRemote, wish: Wish, *, merge_pointer: MergePointer) -> Promo
 
 
 def _promote_once(git: GitRemote, wish: Wish, merge_pointer: MergePointer) -> Promotion:
-    into, source = git.resolve(wish.into), git.resolve(wish.source)
+    into, source = _branch(git, wish.into), git.resolve(wish.source)
     known = experiments_of(git.record_texts())
     baseline = _last_of(known, set(git.reachable([into.commit])))
     new = set(git.reachable([source.commit], without=[into.commit]))
     if not new:
         return Promotion("merged already", wish.branch, wish.into, "", source.commit, baseline=baseline)
-    metric, direction = _judged(git, source, wish)
-    winner = _winner(known, new, source, metric, direction)
+    judge = judge_of(git, source, metric=wish.metric, direction=wish.direction or None)
+    candidates = candidates_of(known, new, source)
+    winner = winner_of(candidates, judge, source=wish.source)
     if winner is None and not wish.tip:
         raise NothingRecordedError(git.url, wish.source, wish.into)
-    merges = source.commit if wish.tip or winner is None else _commit_in(winner, new)
+    merges = source.commit if wish.tip or winner is None else commit_in(winner, new)
     merged = git.merge(into.commit, merges)
-    if merged.merged:
-        return Promotion("merged already", wish.branch, wish.into, "", merges, winner, baseline)
-    files, conflicts = _resolve(merged.conflicts, merge_pointer)
     about = (wish.branch, wish.into)
+    if merged.merged:
+        return Promotion("merged already", *about, "", merges, winner, baseline)
+    files, conflicts = resolve_conflicts(merged.conflicts, merge_pointer)
+    told = doubts(winner, baseline, candidates, judge, into=wish.into)
+    found = Promotion("conflicts", *about, "", merges, winner, baseline, resolved=tuple(files), doubts=told)
     if conflicts:
-        return Promotion(
-            "conflicts", *about, "", merges, winner, baseline, resolved=tuple(files), conflicts=tuple(conflicts)
-        )
+        return replace(found, conflicts=tuple(conflicts))
     message = promotion_message(
-        source=wish.source, into=wish.into, merges=merges, winner=winner, baseline=baseline, metric=metric
-    )
+        source=wish.source, into=wish.into, merges=merges, winner=winner, baseline=baseline, metric=judge.metric,
+        doubts=told,
+    )  # fmt: skip
     status: Literal["opened", "open already"] = "opened"
     try:
         made = git.publish_merge(wish.branch, merged, parents=(into.commit, merges), files=files, message=message)
@@ -155,7 +151,14 @@ def _promote_once(git: GitRemote, wish: Wish, merge_pointer: MergePointer) -> Pr
             raise
         made, status = _there_already(git, wish.branch, merges), "open already"
     url = "" if wish.branch == wish.into else review_url(git.url, wish.branch, wish.into, host=wish.host)
-    return Promotion(status, *about, made, merges, winner, baseline, message, tuple(files), url=url)
+    return replace(found, status=status, commit=made, message=message, url=url)
+
+
+def _branch(git: GitRemote, name: str) -> GitRef:
+    found = git.resolve(name)
+    if not found.name.startswith(HEADS):
+        raise RefNotFoundError(git.url, f"branch {name}")  # a tag of this name: nothing is merged for a tag
+    return found
 
 
 def review_url(repository: str, branch: str, into: str, *, host: Host = "") -> str:
@@ -179,71 +182,8 @@ def review_url(repository: str, branch: str, into: str, *, host: Host = "") -> s
     return ""
 
 
-def _judged(git: GitRemote, source: GitRef, wish: Wish) -> tuple[str, str]:
-    metric, direction = "val_loss", "minimize"
-    try:
-        text = git.read_file(source.commit, PIPELINE_FILE).decode(errors="replace")
-    except RefNotFoundError:
-        pass
-    else:
-        rules = load_pipeline(text, file=PIPELINE_FILE).validation
-        metric, direction = rules.metric, rules.direction
-    return wish.metric or metric, wish.direction or direction
-
-
-def _winner(
-    known: Sequence[Experiment], new: set[str], source: GitRef, metric: str, direction: str
-) -> Experiment | None:
-    """Return the best experiment of the source: by the metric, the newest where none has it; a tag means its own."""
-    tag = source.name.removeprefix("refs/tags/") if source.name.startswith("refs/tags/") else ""
-    candidates = [one for one in known if _commit_in(one, new) and (not tag or tag in one.tags)]
-    judged = [one for one in candidates if metric in one.record.performance]
-    if not judged:
-        return candidates[0] if candidates else None
-    sign = -1 if direction == "maximize" else 1
-    return min(judged, key=lambda one: sign * one.record.performance[metric])  # of equal ones the newest
-
-
-def _commit_in(experiment: Experiment, commits: set[str]) -> str:
-    """Return the commit of an experiment that is among ``commits`` or, held by a tag only, stands on one; else ""."""
-    for commit in (experiment.commit, *experiment.copies):
-        if commit in commits:
-            return commit
-    held = experiment.source == "commit" and len(experiment.parents) == 1 and experiment.parents[0] in commits
-    return experiment.commit if held else ""
-
-
 def _last_of(known: Sequence[Experiment], commits: set[str]) -> Experiment | None:
-    return next((one for one in known if _commit_in(one, commits)), None)
-
-
-def _resolve(
-    conflicts: Sequence[MergeConflict], merge_pointer: MergePointer
-) -> tuple[dict[str, bytes], list[Unmerged]]:
-    files: dict[str, bytes] = {}
-    left: list[Unmerged] = []
-    for one in conflicts:
-        problem = _what_happened(one)
-        if _POINTER.fullmatch(one.path) and one.ours is not None and one.theirs is not None:
-            merged = merge_pointer(_text(one.base), _text(one.ours), _text(one.theirs))
-            if not merged.problem:
-                files[one.path] = merged.text.encode()
-                continue
-            problem = merged.problem
-        left.append(Unmerged(one.path, problem, _text(one.ours), _text(one.theirs)))
-    return files, left
-
-
-def _what_happened(one: MergeConflict) -> str:
-    if one.ours is None and one.theirs is None:
-        return "both sides changed it, and it is no text"
-    if one.ours is None or one.theirs is None:
-        return "one side changed it, the other deleted it or made it no text"
-    return "both sides added it" if one.base is None else "both sides changed the same lines"
-
-
-def _text(data: bytes | None) -> str:
-    return data.decode(errors="replace") if data is not None else ""
+    return next((one for one in known if commit_in(one, commits)), None)
 
 
 def _there_already(git: GitRemote, branch: str, merges: str) -> str:

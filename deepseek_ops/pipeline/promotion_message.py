@@ -11,7 +11,14 @@ from deepseek_ops.pipeline.experiments import Experiment
 
 
 def promotion_message(
-    *, source: str, into: str, merges: str, winner: Experiment | None, baseline: Experiment | None, metric: str
+    *,
+    source: str,
+    into: str,
+    merges: str,
+    winner: Experiment | None,
+    baseline: Experiment | None,
+    metric: str,
+    doubts: Sequence[str] = (),
 ) -> str:
     """Return the message. It names the record by its run, and is no record itself."""
     if winner is None:
@@ -20,6 +27,7 @@ def promotion_message(
     blocks = [
         f"Promote {source} to {into}: {record.model} on {record.dataset}",
         f"Merges {merges}, the experiment {', '.join(winner.tags) or record.run_id}.",
+        *doubts,
         _results(winner, baseline, source, into, metric),
     ]
     if settings := _settings(winner, baseline, source, into):

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ops.adapters.git.command import NETWORK_SECONDS, Git
+from deepseek_ops.adapters.git.conflicts import hunks_of, merged_text
 from deepseek_ops.adapters.git.errors import explain
 from deepseek_ops.adapters.git.identity import date_of, identity
 from deepseek_ops.adapters.git.mirror import Mirror
 from deepseek_ops.adapters.git.signing import signed_commit
 from deepseek_ops.core.errors import PermanentError
-from deepseek_ops.core.ports import MergeConflict, MergedTree
+from deepseek_ops.core.merges import MergeConflict, MergedTree
 
 MAX_SIDE_BYTES = 1 << 20
 """A side of a conflict that is larger is no text to show."""
@@ -68,10 +69,7 @@ def merge_commits(work: Git, ours: str, theirs: str) -> MergedTree:
     if base == theirs:
         return MergedTree(tree="", base=base, merged=True)
     tree, stages = _merge_tree(work, ours, theirs) if _is_modern(work) else merge_by_file(work, base, ours, theirs)
-    conflicts = tuple(
-        MergeConflict(path, *(_text(work, sides.get(stage)) for stage in "123"))
-        for path, sides in sorted(stages.items())
-    )
+    conflicts = tuple(_conflict(work, path, sides) for path, sides in sorted(stages.items()))
     return MergedTree(tree=tree, base=base, conflicts=conflicts)
 
 
@@ -139,14 +137,14 @@ def _merge_file(work: Git, sides: Mapping[str, _Side]) -> tuple[str, bytes, bool
     texts = [_text(work, sides.get(stage)) for stage in "213"]
     if mine is None or other is None or texts[0] is None or texts[2] is None:
         return kept.mode, kept.oid.encode(), False
-    with tempfile.TemporaryDirectory(prefix="deepseek-ops-merge-") as folder:
-        names = [Path(folder, name) for name in ("ours", "base", "theirs")]
-        for place, text in zip(names, texts, strict=True):
-            place.write_bytes(text or b"")
-        labels = [option for name in names for option in ("-L", name.name)]
-        status, output, _ = work.attempt("merge-file", "-p", *labels, *map(str, names))
+    status, output = merged_text(work, ours=texts[0], base=texts[1], theirs=texts[2])
     mode = other.mode if "1" in sides and mine.mode == sides["1"].mode else mine.mode
     return mode, _store(work, output), status == 0
+
+
+def _conflict(work: Git, path: str, sides: Mapping[str, _Side]) -> MergeConflict:
+    base, ours, theirs = (_text(work, sides.get(stage)) for stage in "123")
+    return MergeConflict(path, base, ours, theirs, hunks_of(work, base, ours, theirs))
 
 
 def _text(work: Git, side: _Side | None) -> bytes | None:
