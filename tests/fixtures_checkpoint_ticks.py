@@ -109,6 +109,8 @@ class March:
             if not store.waits and (desk.uploads._busy or desk.uploads._work()):
                 return False
         first = self.desks[0]
+        if self.stores[0].waits:
+            return True  # it declares nothing while it sends
         opened = list(first.uploads._open)
         return not any(first.stored.parts(name, num_nodes=len(self.desks)) for name in opened)
 

@@ -33,7 +33,10 @@ class JobSpec(Record):
         default=None, ge=0, description="Silence of a training that counts as hang; None = from its steps, 0 = never."
     )
     max_restarts: int = Field(default=3, ge=0, description="Rank restarts from a checkpoint before the job is lost.")
-    timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0)
+    timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0, description="Of one attempt.")
+    budget_seconds: float | None = Field(
+        default=None, gt=0, description="Of all attempts together, on all ranks at once; None = no limit."
+    )
     grace_seconds: float = Field(default=30.0, ge=0, description="Between SIGTERM and SIGKILL: time to checkpoint.")
     lease_seconds: float = Field(
         default=0.0, ge=0, description="The job stops itself when its lease was not renewed for so long; 0 = no lease."
@@ -66,12 +69,30 @@ class JobPhase(StrEnum):
     """Somebody, or a rule, stopped it on purpose."""
 
 
+class JobCause(StrEnum):
+    """Why an attempt ended, where that is known. What is done about it depends on this, never on words of a reason."""
+
+    PREEMPTED = "preempted"
+    """Its machines were taken away: by the engine, or after a notice."""
+    MACHINE_LOST = "machine_lost"
+    """A machine of it fell silent or broke."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Memory did not suffice; the same work would run out of it again."""
+    HUNG = "hung"
+    """It got no further."""
+    TIMED_OUT = "timed_out"
+    """It ran longer than it may."""
+    LEASE_EXPIRED = "lease_expired"
+    """Nobody said any more that it is wanted."""
+
+
 class JobStatus(Record):
     """What a launcher knows of a job now."""
 
     name: Name
     phase: JobPhase
     reason: str = ""
+    cause: JobCause | None = Field(default=None, description="Of the end; None while it runs, or where nobody knows.")
     exit_status: int | None = None
     attempt: int = Field(default=1, ge=1, description="Fencing token: grows when a lost job is submitted again.")
     restarts: int = Field(default=0, ge=0)
@@ -126,6 +147,7 @@ class EngineState(Record):
     phase: EnginePhase
     handle: str = Field(default="", description="The engine's own id, for people.")
     reason: str = ""
+    cause: JobCause | None = Field(default=None, description="Of the end, where the engine knows more than the phase.")
     exit_status: int | None = None
     url: str = Field(default="", description="Page of the job in the engine's own interface.")
 

@@ -77,6 +77,9 @@ class GitRef(Record):
     name: str = Field(description="Full ref name, such as refs/heads/exp/first.")
     commit: CommitId
     previous: CommitId | None = Field(default=None, description="What the ref pointed to before; None for a new ref.")
+    move: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.-]{1,64}$")] | None = Field(
+        default=None, description="Which move of the ref a watcher announced: a ref may come back to a commit."
+    )
 
     @field_validator("name")
     @classmethod
@@ -106,6 +109,12 @@ class RunManifest(Record):
     seed: int = 0
     hardware: str = Field(default="", description="What it ran on, such as 2x cpu.")
     software: str = Field(description="deepseek-ops version.")
+
+    @field_validator("source")
+    @classmethod
+    def _whatever_announced_it(cls, value: GitRef) -> GitRef:
+        """Return the source without its announcement: the same content is the same result."""
+        return value if value.move is None else value.evolve(move=None)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

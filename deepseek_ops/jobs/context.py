@@ -27,7 +27,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
-from deepseek_ops.core.jobs import JobRequest, JobSpec
+from deepseek_ops.core.jobs import JobCause, JobRequest, JobSpec
 from deepseek_ops.jobs.progress import Phase, ProgressPage
 from deepseek_ops.jobs.working import Working
 
@@ -74,6 +74,7 @@ class JobContext:
         self.stop_seen = False
         """Whether the job's code has been told to stop. One that returns without having asked has finished."""
         self._told = ""
+        self.told_cause: JobCause | None = None
         self._files = JobFolder(folder)
         self._store = store
         self._page = page or ProgressPage()
@@ -172,9 +173,18 @@ class JobContext:
         request = self._files.stop_request(self.attempt)
         return self._told if request is None else request.reason
 
-    def request_stop(self, reason: str) -> None:
-        """Have this process's code stop, for a reason that holds where the job's folder names none."""
-        self._told = reason
+    def request_stop(self, reason: str, cause: JobCause | None = None) -> None:
+        """Have this process's code stop, for a reason that holds where the job's folder names none.
+
+        ``cause`` is what the end counts as, where it is known; a later signal does not make it unknown.
+        """
+        if self.told_cause is None:
+            self._told, self.told_cause = reason, cause
+
+    @property
+    def told(self) -> str:
+        """Why this process was told to stop; empty where nobody has told it."""
+        return self._told
 
     def requests(self, after: int) -> list[JobRequest]:
         """Return what people asked of the job since request number ``after``, in order; cheap enough for every step."""

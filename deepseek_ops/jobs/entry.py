@@ -8,7 +8,6 @@ which code ran. Whoever may set a job's environment may run code in it anyway.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import json
 import os
@@ -32,10 +31,11 @@ from deepseek_ops.core.errors import (
     PermanentError,
     TransientError,
 )
-from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobSpec
+from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, JobCause, JobSpec
 from deepseek_ops.core.records import Record, canonical_json
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.environment import resolved_environment
+from deepseek_ops.jobs.error_texts import is_broken_device, is_out_of_memory, is_peer_loss
 
 KINDS = {
     "prepare": "deepseek_ops.jobs.prepare:run",
@@ -46,9 +46,6 @@ KINDS = {
 }
 KINDS_VARIABLE = "DEEPSEEK_OPS_JOB_KINDS"
 
-_PEER_ERRORS = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError"})
-"""Names of torch's errors about the process group, so that looking for them imports no torch."""
-
 JobFunction = Callable[[JobContext], dict[str, JsonValue]]
 
 
@@ -57,6 +54,7 @@ class Outcome(Record):
 
     result: dict[str, JsonValue] | None = None
     reason: str = ""
+    cause: JobCause | None = Field(default=None, description="Of a failure, where it is known.")
     error: str = Field(default="", description="Class of the exception.")
     retry: bool = False
     killed: bool = Field(default=False, description="A signal ended it.")
@@ -64,6 +62,8 @@ class Outcome(Record):
     peer_lost: bool = Field(default=False, description="It failed because another rank had gone.")
     stopped: bool = Field(default=False, description="A rule in the job's own code ended it on purpose.")
     stop_seen: bool = Field(default=False, description="The code had been told to stop before it ended.")
+    told: str = Field(default="", description="Why the code was told to stop by itself or by a signal.")
+    told_cause: JobCause | None = Field(default=None, description="What such an end counts as, where that is known.")
     rank: int = 0
     restarts: int = Field(default=0, ge=0)
     at: float = Field(default=0.0, description="Seconds since the epoch.")
@@ -106,7 +106,13 @@ def call(context: JobContext) -> Outcome:
         traceback.print_exc()
         ending = _failure(error, context.spec)
     return ending.evolve(
-        rank=context.rank, restarts=context.restarts, stop_seen=context.stop_seen, at=time.time(), result=ending.result
+        rank=context.rank,
+        restarts=context.restarts,
+        stop_seen=context.stop_seen,
+        told=context.told,
+        told_cause=context.told_cause,
+        at=time.time(),
+        result=ending.result,
     )
 
 
@@ -116,15 +122,26 @@ def say_environment(context: JobContext) -> None:
         context.event("environment", **resolved_environment().body())
 
 
-def silent_ending(wait_status: int, *, who: str, rank: int = 0, restarts: int = 0) -> Outcome:
-    """Return the outcome of a process that ended without saying why: killed, or by an exit of its own."""
+def silent_ending(
+    wait_status: int, *, who: str, rank: int = 0, restarts: int = 0, starved: bool | None = None
+) -> Outcome:
+    """Return the outcome of a process that ended without saying why: killed, or by an exit of its own.
+
+    ``starved`` says whether the kernel killed a process of the job for want of memory while it ran; None = nobody
+    knows. Only a SIGKILL can have been that, and only one that was not ours.
+    """
     code = os.waitstatus_to_exitcode(wait_status)
+    cause = None
     if code < 0:
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        reason, retry = f"{who} was killed by {signal.Signals(-code).name}{hint}", True
+        words = ""
+        if -code == signal.SIGKILL and starved is not False:
+            words, cause = (" (out of memory)", JobCause.OUT_OF_MEMORY) if starved else (" (out of memory?)", None)
+        reason, retry = f"{who} was killed by {signal.Signals(-code).name}{words}", True
     else:
         reason, retry = f"{who} ended with status {code} and no result", code == EXIT_RETRY
-    return Outcome(reason=reason, retry=retry, killed=code < 0, rank=rank, restarts=restarts, at=time.time())
+    return Outcome(
+        reason=reason, cause=cause, retry=retry, killed=code < 0, rank=rank, restarts=restarts, at=time.time()
+    )
 
 
 class OutcomeSlot:
@@ -208,28 +225,18 @@ def _failure(error: BaseException, spec: JobSpec) -> Outcome:
         return Outcome(reason=str(error), error=name)
     if isinstance(error, TransientError):
         return Outcome(reason=str(error), error=name, retry=True)
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         limit = f" (memory_bytes={spec.memory_bytes})" if spec.memory_bytes else ""
-        return Outcome(reason=f"out of memory{limit}: {_last_line(error)}", error=name, retry=True)
+        reason = f"out of memory{limit}: {_last_line(error)}"
+        return Outcome(reason=reason, cause=JobCause.OUT_OF_MEMORY, error=name, retry=True)
     if isinstance(error, KeyboardInterrupt):
         return Outcome(reason="interrupted", error=name, retry=True)
     if isinstance(error, SystemExit):
         return Outcome(reason=f"the job's code called exit({error.code!r})", error=name, retry=error.code == EXIT_RETRY)
-    peer_lost = _is_peer_loss(error)
+    if is_broken_device(error):
+        return Outcome(reason=_last_line(error), cause=JobCause.MACHINE_LOST, error=name, retry=True)
+    peer_lost = is_peer_loss(error)
     return Outcome(reason=_last_line(error), error=name, retry=peer_lost, peer_lost=peer_lost)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-        return True
-    return "DefaultCPUAllocator: " in str(error)
-
-
-def _is_peer_loss(error: BaseException) -> bool:
-    """Return whether a collective failed: gloo raises a bare RuntimeError whose text names its own source file."""
-    return "gloo/transport" in str(error) or any(kind.__name__ in _PEER_ERRORS for kind in type(error).__mro__)
 
 
 def _last_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import JsonValue
 from transformers import Trainer, TrainerCallback
 
 from deepseek_ops.core.errors import JobStoppedError
@@ -25,6 +26,7 @@ from deepseek_ops.jobs.training_model import ExpertBalance
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from deepseek_ops.jobs.hf_batch import Batches
     from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
     from deepseek_ops.jobs.hf_watch import Verdict, Watch
 
@@ -44,9 +46,11 @@ class Foreign:
         checkpoints: Callable[[int], ScriptCheckpoints],
         *,
         name: str,
+        batches: Batches,
         bias_update_rate: float = 0.0,
     ) -> None:
         self.watch = watch
+        self.batches = batches
         self.trainings: list[ScriptCheckpoints] = []
         """The checkpoints of each train() so far."""
         self.extra_save = False
@@ -98,10 +102,11 @@ class Foreign:
         def train_or_resume(resume_from_checkpoint: object = None, *rest: object, **words: object) -> object:
             self.trainer, self.finished = trainer, False
             self._count_experts(trainer.model)
-            resume_from_checkpoint = self._begun(Path(trainer.args.output_dir), resume_from_checkpoint)
+            resume_from_checkpoint, state = self._begun(Path(trainer.args.output_dir), resume_from_checkpoint)
             kind = "started" if resume_from_checkpoint is None else "resumed"
             self.watch.streams.event(kind, script=self.name, checkpoint=str(resume_from_checkpoint or ""))
-            result = train(resume_from_checkpoint, *rest, **words)
+            with self.batches.kept(trainer, state):
+                result = train(resume_from_checkpoint, *rest, **words)
             self.before += trainer.state.global_step
             self._end_if_told()
             self.sample = self._some_batch(trainer) if self.sample is None else self.sample
@@ -110,8 +115,8 @@ class Foreign:
 
         return train_or_resume
 
-    def _begun(self, output: Path, named: object) -> str | None:
-        """Return the checkpoint that a train() goes on from: our newest, or the script's own where it names one."""
+    def _begun(self, output: Path, named: object) -> tuple[str | None, Mapping[str, JsonValue] | None]:
+        """Return the checkpoint that a train() goes on from: our newest and what was said of it, or the script's own."""
         training = self._checkpoints(len(self.trainings))
         self.trainings.append(training)
         self.watch.at("restoring")
@@ -119,10 +124,10 @@ class Foreign:
         self.watch.at("away")  # until the first step: a model may be compiled, a data set be made
         if found is not None:
             self.watch.go_on(found[1])
-            return str(found[0])
+            return str(found[0]), found[1]
         if not isinstance(named, str | Path) or not str(named) or training.is_own(Path(named)):
-            return None  # a checkpoint of ours that is not whole, or another train()'s, is nothing to go on from
-        return str(named)
+            return None, None  # a checkpoint of ours that is not whole, or another train()'s, is none to go on from
+        return str(named), None
 
     def _kept(self, trainer: Trainer, save: Callable[..., object]) -> Callable[..., object]:
         def save_checkpoint(model: object, trial: object, *rest: object, **words: object) -> object:
@@ -132,7 +137,7 @@ class Foreign:
             self.watch.flush()  # the Trainer has logged and evaluated; who goes on from here finds the step told
             training.begin_save(folder, ours=self.extra_save)
             result = save(model, trial, *rest, **words)
-            training.end_save(folder, step, self.watch.dump())
+            training.end_save(folder, step, {**self.watch.dump(), **self.batches.dump()})
             self.watch.at("scripted")
             self.watch.streams.event("checkpoint", step=self.watch.seen.step, folder=folder.name)
             return result
@@ -167,6 +172,12 @@ class WatchCallback(TrainerCallback):
         self.foreign = foreign
         self.watch = foreign.watch
         self._rate = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **w: object
+    ) -> None:
+        """The training begins, at its first step or at a later one."""
+        self.foreign.batches.begun(w.get("train_dataloader"), args.gradient_accumulation_steps)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """A step begins."""

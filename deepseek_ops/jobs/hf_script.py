@@ -25,8 +25,10 @@ from pydantic import JsonValue
 from deepseek_ops.core.config.alerts import Alert
 from deepseek_ops.core.errors import JobStoppedError, PermanentError
 from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan
+from deepseek_ops.jobs.hf_batch import Batches
 from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
 from deepseek_ops.jobs.hf_watch import Watch
+from deepseek_ops.jobs.spot_notice import SpotWatch
 from deepseek_ops.jobs.training_checkpoint import DRAIN_SECONDS
 from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, local_dataset, local_files
 from deepseek_ops.jobs.training_engine import device_of, end_ranks, start_ranks
@@ -72,7 +74,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
             and (found := found or known_result(context.store, plan)) is not None
         ):
             return found.dump()
-        with Streams(context, plan.run_prefix) as streams:
+        with SpotWatch.of(context), Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, script, _watch(context, plan, peers, streams))
     finally:
         end_ranks()
@@ -104,7 +106,8 @@ def _train(context: JobContext, plan: TrainingPlan, script: TrainingScript, watc
             context, plan, watch.peers, number=number, say=watch.streams.event, settle=watch.settle
         )
 
-    foreign = Foreign(watch, checkpoints, name=script.path, bias_update_rate=script.bias_update_rate)
+    batches = Batches(plan, script.path, watch.streams.event)
+    foreign = Foreign(watch, checkpoints, name=script.path, batches=batches, bias_update_rate=script.bias_update_rate)
     with installed(foreign):
         try:
             _execute(code / script.path, arguments(script, plan, folders))

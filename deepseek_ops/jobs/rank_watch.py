@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from deepseek_ops.core.jobs import JobSpec
+from deepseek_ops.core.jobs import JobCause, JobSpec
 from deepseek_ops.jobs.entry import Outcome
 from deepseek_ops.jobs.hang import Hang, HangWatch
 from deepseek_ops.jobs.rank_process import RankProcess
@@ -109,7 +109,8 @@ class RankWatch:
         at = positions[behind[0]] if behind else {"step": step, "phase": next(iter(hang.pulses.values())).phase}
         who = f"rank {', '.join(map(str, behind))}" if behind else "the training"
         reason = f"{who} hung after step {at['step']} ({at['phase']}): no progress for {hang.silence:.0f} s"
-        return Outcome(reason=reason, retry=True, hang=True, rank=behind[0] if behind else 0, at=time.time())
+        first = behind[0] if behind else 0
+        return Outcome(reason=reason, cause=JobCause.HUNG, retry=True, hang=True, rank=first, at=time.time())
 
     def _behind(self, hang: Hang, stacks: Mapping[int, Stack]) -> list[int]:
         """Return the ranks that keep the others: with fewer steps, or the only ones that are in no collective."""

@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, RankGroup, disk
 from deepseek_ops.core.errors import DeepSeekOpsError, TransientError
-from deepseek_ops.core.jobs import JobSpec
+from deepseek_ops.core.jobs import JobCause, JobSpec
 from deepseek_ops.jobs.entry import Outcome, silent_ending
+from deepseek_ops.jobs.memory_kills import MemoryKills
 from deepseek_ops.jobs.rank_process import Place, RankProcess, start_rank
 from deepseek_ops.jobs.rank_watch import STACKS, RankWatch
 from deepseek_ops.jobs.rendezvous import Failure, Finished, Gathering, LocalRendezvous, Rendezvous
@@ -57,6 +58,7 @@ class RankRun:
     """Set when its ranks got no further."""
     elsewhere: bool = False
     """Whether another node has ended this start."""
+    kills: MemoryKills = field(default_factory=MemoryKills)
 
     @property
     def failed(self) -> list[Outcome]:
@@ -80,8 +82,15 @@ class RankRun:
     @property
     def outcome(self) -> Outcome:
         """What this node's first rank returned."""
-        seen = any(ending.stop_seen for ending in self.ended.values())
-        return self.ended[min(self.ended)].evolve(restarts=self.restarts, stop_seen=seen)
+        return first_of(self.ended).evolve(restarts=self.restarts)
+
+
+def first_of(ended: Mapping[int, Outcome]) -> Outcome:
+    """Return the outcome of the first rank or node, which also knows what any other had been told."""
+    first = ended[min(ended)]
+    told = next((outcome for outcome in ended.values() if outcome.told_cause is not None), first)
+    seen = any(outcome.stop_seen for outcome in ended.values())
+    return first.evolve(stop_seen=seen, told=told.told, told_cause=told.told_cause, result=first.result)
 
 
 class RankGroupRunner:
@@ -133,8 +142,7 @@ class RankGroupRunner:
             known = self._end(run)
             if known.generation == run.restarts:
                 ended = known.finished or (Finished(node=0, outcome=run.outcome),)
-                seen = any(there.outcome.stop_seen for there in ended)
-                return min(ended, key=lambda there: there.node).outcome.evolve(restarts=run.restarts, stop_seen=seen)
+                return first_of({there.node: there.outcome for there in ended}).evolve(restarts=run.restarts)
 
     def _meet(self) -> Gathering:
         """Return when every node is ready for the newest generation, or when there will be none."""
@@ -237,7 +245,9 @@ class RankGroupRunner:
             if pid in run.running:
                 rank = run.running.pop(pid)
                 said = run.ranks[rank].outcome.take()
-                run.ended[rank] = said or silent_ending(status, who=f"rank {rank}", rank=rank, restarts=run.restarts)
+                run.ended[rank] = said or silent_ending(
+                    status, who=f"rank {rank}", rank=rank, restarts=run.restarts, starved=run.kills.seen()
+                )
 
     def _pause(self, seconds: float) -> bool:
         """Wait for a signal, at most so long; return whether it says that the job has to stop."""
@@ -270,12 +280,16 @@ class RankGroupRunner:
         return known
 
     def _fail(self, known: Gathering, cause: Outcome, *, final: bool = False) -> None:
-        """Report the end of the newest generation. Deaths and hangs have a budget of ``max_restarts`` each."""
+        """Report the end of the newest generation. Deaths and hangs have a budget of ``max_restarts`` each.
+
+        Ranks that ran out of memory would do so again: the next attempt can have smaller batches, a restart cannot.
+        """
         spent = sum(failure.outcome.hang == cause.hang for failure in known.failures)
         used_up = spent >= self._spec.max_restarts
         if used_up and cause.retry and not self._stopping and not final:
             cause = cause.evolve(reason=f"{cause.reason}; restarted {spent} times, max_restarts={spent}")
-        final = final or self._stopping or not cause.retry or used_up
+        starved = cause.cause is JobCause.OUT_OF_MEMORY
+        final = final or self._stopping or not cause.retry or used_up or starved
         failure = Failure(node=self._meeting.node, outcome=cause, final=final)
         self._meeting.fail(known.generation, failure)
 

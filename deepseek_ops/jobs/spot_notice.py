@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.core.jobs import JobCause
 
 if TYPE_CHECKING:
     from deepseek_ops.jobs.context import JobContext
@@ -143,7 +144,7 @@ class SpotWatch:
 
         def told(notice: str) -> None:
             context.event("spot_notice", notice=notice)
-            context.request_stop(f"spot notice: {notice}")
+            context.request_stop(f"spot notice: {notice}", JobCause.PREEMPTED)
 
         first = int(environment.get("LOCAL_RANK", context.rank)) == 0
         return cls(place_of(environment.get(VARIABLE, "")) if first else None, told)

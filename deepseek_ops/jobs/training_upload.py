@@ -1,8 +1,12 @@
 """Sends checkpoints to the store behind the training's back, one at a time; a newer one takes a waiting one's place.
 
 A store that is away delays uploads and nothing else: the training goes on, the checkpoints on this machine's disk are
-there, and when the store is back the newest one goes up. Each machine sends what it has; when all parts are there the
+there, and when the store is back the newest one goes up. Each machine sends its part; when all parts are there the
 first machine declares the checkpoint whole. An attempt that is no longer the newest declares nothing.
+
+Several machines choose together what they send (``goes_to_store``): where each sent its own newest one, machines that
+need different times, and more than an interval, would hardly ever send the same one, and none would become whole. So
+a checkpoint goes up when the one before is whole: every k-th one, for the slowest machine's k.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deepseek_ops.core.errors import TransientError
+from deepseek_ops.jobs.agreement import Peers, any_rank
 from deepseek_ops.jobs.training_shelf import Shelf, Shelved
 from deepseek_ops.jobs.training_store import Sent, StoredCheckpoints
 from deepseek_ops.training.checkpoints import CheckpointName, StoredCheckpoint
@@ -59,6 +64,10 @@ class Uploads:
         self._stored, self._shelf, self._place, self._say = stored, shelf, place, say
         self._changed = threading.Condition()
         self._waiting: CheckpointName | None = None
+        self._expected: CheckpointName | None = None
+        """What all machines send, as they agreed last."""
+        self._refused = False
+        """Whether the last try failed in a way that another one will not mend."""
         self._healthy: set[CheckpointName] = set()
         """Healthy, and not known to be so in the store."""
         self._gone: set[CheckpointName] = set()
@@ -80,6 +89,25 @@ class Uploads:
                 self._shelf.let_go(self._waiting)
             self._waiting = name
         self._wake()
+
+    def expect(self, name: CheckpointName) -> None:
+        """Know that the machines agreed to send the checkpoint: it is offered here, or cannot be."""
+        with self._changed:
+            self._expected = name
+
+    def wants_another(self) -> bool:
+        """Return whether the machines should send the next checkpoint; asked while none of them is being written.
+
+        The first machine says so when the one before is whole or given up. Every machine does that has not got what
+        was agreed on, or whose disk has it no more, or that the store refuses: a part that never comes must not keep
+        the others waiting.
+        """
+        with self._changed:
+            if self._refused:
+                return True
+            if self._place.node == 0 and self._waiting is None and not self._open:
+                return True
+            return self._expected not in {None, self._waiting, self._sending, *self._open, *self._sent}
 
     def assume_sent(self, name: CheckpointName) -> None:
         """Know that the checkpoint is in the store: it came from there."""
@@ -145,6 +173,7 @@ class Uploads:
             try:
                 self._one_thing()
             except Exception as error:  # noqa: BLE001  (whatever a store's library raises: it is said, and tried again)
+                self._refused = not isinstance(error, TransientError)
                 if not delayed_since:
                     delayed_since = time.monotonic()
                     outcome = "delayed" if isinstance(error, TransientError) else "failed"
@@ -154,6 +183,7 @@ class Uploads:
                     self._changed.wait_for(lambda: self._ended, delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
             else:
+                self._refused = False
                 if delayed_since:
                     self._say("checkpoint_upload_resumed", after_seconds=round(time.monotonic() - delayed_since, 1))
                 delay, delayed_since = self._first_retry, 0.0
@@ -263,3 +293,23 @@ class Uploads:
         with self._changed:
             self._ended = True
         self._say("checkpoint_fenced", reason="a newer attempt of this training writes now")
+
+
+def goes_to_store(
+    peers: Peers, place: Place, name: CheckpointName, uploads: Uploads | None, *, must: bool = False
+) -> bool:
+    """Return whether the checkpoint that is about to be taken is sent, the same on every rank; all call it together.
+
+    One machine sends them all, as fast as it can. Several send this one when the one before is whole in the store, or
+    will never be, or when this one ``must`` go up: it is somebody's wish, or the last. Call it when nothing is being
+    written any more; whoever is told True offers the checkpoint once it is on its disk.
+
+    Args:
+        uploads: Of this machine; None on ranks that are not its first.
+    """
+    if place.num_nodes == 1:
+        return True
+    chosen = any_rank(peers, must or (uploads is not None and uploads.wants_another()))
+    if chosen and uploads is not None:
+        uploads.expect(name)
+    return chosen

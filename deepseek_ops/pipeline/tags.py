@@ -17,6 +17,7 @@ from deepseek_ops.core.errors import ObjectExistsError, PermanentError
 from deepseek_ops.core.ports import Facts, GitRemote
 from deepseek_ops.core.records import GitRef, ModelVersion
 from deepseek_ops.pipeline.changes import PIPELINE_FILE
+from deepseek_ops.pipeline.pushes import label_of
 from deepseek_ops.pipeline.records_in_git import parse_experiment
 from deepseek_ops.pipeline.registration import Stores, registry_of
 from deepseek_ops.pipeline.releases import EXPERIMENT, RELEASE
@@ -97,7 +98,7 @@ def start_of(git: GitRemote, stores: Stores, facts: Facts, ref: GitRef, *, repos
         return None
     if trigger.run == "retrain":
         conf = {"repository": repository, "ref": f"{ref.name}@{ref.commit}", "cause": "tag"}
-        return TagStart("retrain", f"tag__{ref.short.replace('/', '-')}__{ref.commit[:12]}", conf)
+        return TagStart("retrain", f"tag__{label_of(ref)}", conf)
     name, version = version_of(git, stores, facts, config, ref)
     conf = {"repository": repository, "model": name, "version": version}
     # The id that a training run gives to its release: of the two, whichever comes second changes nothing.

@@ -80,9 +80,59 @@ def test_one_silent_rank_among_busy_ones_is_a_hang(clock: Clock) -> None:
     assert found.behind == (1,)
 
 
+def scripted(clock: Clock, *, steps: int, seconds: float) -> dict[int, ProgressPage]:
+    """Return pages of ranks in somebody else's loop, which have done ``steps`` steps of ``seconds`` each."""
+    pages = {rank: ProgressPage() for rank in range(2)}
+    for page in pages.values():
+        page.beat(0, "away")
+    clock.now += 500  # a model is compiled
+    for step in range(steps + 1):
+        for page in pages.values():
+            page.beat(step, "scripted")
+        clock.now += seconds
+    clock.now -= seconds
+    return pages
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "limit", "expected"),
+    [(10, 1, None, 60), (10, 40, None, 200), (3, 1, None, 60), (2, 1, None, 1800), (10, 40, 7.0, 7), (10, 1, 90.0, 90)],
+)
+def test_a_script_is_judged_by_its_own_steps_once_some_are_known(clock, steps, seconds, limit, expected) -> None:
+    assert hung_after(scripted(clock, steps=steps, seconds=seconds), clock, limit) == expected + 1
+
+
+def test_the_steps_limit_of_a_job_wins_in_a_script_from_its_first_step(clock: Clock) -> None:
+    assert hung_after(scripted(clock, steps=0, seconds=1), clock, 60.0) == 61
+
+
+def test_an_evaluation_of_a_script_is_no_step(clock: Clock) -> None:
+    pages = scripted(clock, steps=10, seconds=1)
+    for page in pages.values():
+        page.beat(10, "evaluating")
+    clock.now += 800
+    assert HangWatch(60.0).look(pages, clock.now) is None
+    for page in pages.values():
+        page.beat(10, "scripted")
+        assert page.intervals == [1.0] * 10
+    assert hung_after(pages, clock) == 61
+
+
+def test_one_rank_of_a_script_that_gets_no_further_is_a_hang_while_the_other_goes_on(clock: Clock) -> None:
+    pages, watch = scripted(clock, steps=10, seconds=1), HangWatch(None)
+    for step in range(11, 100):
+        pages[0].beat(step, "scripted")
+        found = watch.look(pages, clock.now)
+        if found is not None:
+            break
+        clock.now += 1
+    assert found is not None
+    assert (found.behind, found.limit) == ((1,), 60.0)
+
+
 @pytest.mark.parametrize(
     ("phase", "expected"),
-    [("evaluating", 900), ("checkpointing", 900), ("publishing", 3600), ("restoring", 1800), ("scripted", 1800)],
+    [("evaluating", 900), ("checkpointing", 900), ("publishing", 3600), ("restoring", 1800)],
 )
 def test_what_takes_long_has_more_patience_even_when_one_rank_does_it_for_all(clock, phase, expected) -> None:
     pages = group(clock, steps=10, seconds=1)

@@ -40,7 +40,7 @@ from pydantic import Field, JsonValue
 
 from deepseek_ops.adapters.local_launcher.errors import JobFolderError, NoSpaceForJobError
 from deepseek_ops.core.errors import InvalidRecordError
-from deepseek_ops.core.jobs import JobRequest
+from deepseek_ops.core.jobs import JobCause, JobRequest
 from deepseek_ops.core.records import Record
 
 MIN_FREE_BYTES = 64 << 20
@@ -79,6 +79,7 @@ class StopRequest(Record):
     attempt: int = Field(ge=1)
     reason: str = Field(min_length=1)
     cause: Literal["stop", "timeout", "signal"] = "stop"
+    counts_as: JobCause | None = Field(default=None, description="Cause of the end that it brings, where it is known.")
 
 
 class RankGroup(Record):

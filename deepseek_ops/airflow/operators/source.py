@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class ResolveSourceOperator(DeepSeekOpsOperator):
     """Return the commit this run is of, resolved once: the push that triggered it, or the ref of the form.
 
-    A push that another run has already taken is skipped, so a burst of events trains each commit once. New data and
-    schedules are of ``default_ref``, and skipped unless a trigger of its own pipeline file wants them.
+    A push that another run has already taken is skipped, so a burst of events trains each push once. Only runs that a
+    push started take one: a person's run, a dry run or a sweep of the same commit leaves it to its own run. New data
+    and schedules are of ``default_ref``, and skipped unless a trigger of its own pipeline file wants them.
 
     :param default_ref: branch of scheduled and data-triggered runs (templated).
     :return: a :class:`~deepseek_ops.pipeline.pushes.Source` as JSON.
@@ -36,14 +37,12 @@ class ResolveSourceOperator(DeepSeekOpsOperator):
         self.default_ref = default_ref
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        from deepseek_ops.pipeline.pushes import Source, cause_of, claim, combined, pushes_of, resolve, take
+        from deepseek_ops.pipeline.pushes import combined, pushes_of, take
 
         params: Any = context["params"]
         run_id = str(context["run_id"])
         if params.get("ref"):
-            ref = resolve(self.git, str(params["ref"]))
-            claim(self.facts, ref, run=run_id)
-            return Source(ref=ref, cause=cause_of(getattr(context.get("dag_run"), "conf", None))).dump()
+            return self._asked(context, run_id).dump()
         pushes = pushes_of(payloads(context, MODEL_REPOSITORY))
         beside, problem = self._beside(context)
         if not pushes:
@@ -54,6 +53,20 @@ class ResolveSourceOperator(DeepSeekOpsOperator):
         if source is None and beside is None:
             raise AirflowSkipException(f"every push of {', '.join(push.short for push in pushes)} has a run already")
         return combined(source, beside).dump()
+
+    def _asked(self, context: Context, run_id: str) -> Source:
+        """Return what a run with a ref is of, and take the push where it was started for one."""
+        from deepseek_ops.pipeline.pushes import PUSH_RUN, Source, asked_for, cause_of, claim
+
+        params: Any = context["params"]
+        conf = getattr(context.get("dag_run"), "conf", None)
+        source = Source(ref=asked_for(self.git, str(params["ref"]), conf), cause=cause_of(conf))
+        if source.cause == "push" and not (params.get("dry_run") or params.get("overrides")):
+            holder = claim(self.facts, source.ref, run=run_id)
+            # A person who starts a push again, with its conf, wants just that.
+            if holder != run_id and run_id.startswith(PUSH_RUN):
+                raise AirflowSkipException(f"the push of {source.ref.short} has a run already: {holder}")
+        return source
 
     def _beside(self, context: Context) -> tuple[Source | None, str]:
         """Return what data, a schedule or a person asks for beside pushes; or None and why it is not done."""
@@ -89,19 +102,16 @@ class OtherPushesOperator(DeepSeekOpsOperator):
         self.source = source
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
-        from deepseek_ops.pipeline.pushes import Source
+        from deepseek_ops.pipeline.pushes import Source, start_of
 
         params: Any = context["params"]
         source = Source.load(as_object(self.source))
-        starts = [(f"push__{ref.short.replace('/', '-')}__{ref.commit[:12]}", ref, "push") for ref in source.others]
-        if source.beside is not None:
-            starts.append((f"beside__{context['run_id']}", source.beside, source.beside_cause))
+        starts = [start_of(push) for push in source.others]
+        if (beside := source.beside) is not None:
+            conf = {"ref": f"{beside.name}@{beside.commit}", "cause": source.beside_cause}
+            starts.append((f"beside__{context['run_id']}", conf))
         return [
-            {
-                "trigger_run_id": run_id,
-                "conf": {"repository": params["repository"], "ref": f"{ref.short}@{ref.commit}", "cause": cause},
-            }
-            for run_id, ref, cause in starts
+            {"trigger_run_id": run_id, "conf": {"repository": params["repository"], **conf}} for run_id, conf in starts
         ]
 
 
