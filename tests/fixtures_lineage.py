@@ -35,6 +35,7 @@ from deepseek_ops.core.records import (
 )
 from deepseek_ops.cost.entries import COST
 from deepseek_ops.data import DatasetRepository, StoreBlobs
+from deepseek_ops.pipeline.evaluations import ITEM_VALUES
 from deepseek_ops.pipeline.lineage_evidence import keep_evidence
 from deepseek_ops.pipeline.lineage_sources import Sources
 from deepseek_ops.pipeline.releases import record_experiment
@@ -154,6 +155,7 @@ class World:
         record: bool = True,
         hardware: str = "1x2 ranks, engine local",
         selection: str = "corpus@small-test-set",
+        metric: str = "val_loss",
     ) -> ModelVersion:
         """Do what a run leaves behind: evidence, a model, its evaluation, the version, the experiment, its cost."""
         blobs, git = self.stores.blobs, self.developer.remote
@@ -197,7 +199,7 @@ class World:
                 model=model,
                 metrics={"val_loss": loss, "training_loss": loss},
             ),
-            evaluations=[_evaluation(blobs, self.folder / "items" / run_id, model, loss, selection)],
+            evaluations=[_evaluation(blobs, self.folder / "items" / run_id, model, loss, selection, metric)],
             actor=f"run {run_id}",
             run=run_id,
         )
@@ -232,19 +234,22 @@ def _safetensors(salt: str) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def _evaluation(blobs: StoreBlobs, folder: Path, model: FileSet, loss: float, selection: str) -> Evaluation:
+def _evaluation(
+    blobs: StoreBlobs, folder: Path, model: FileSet, loss: float, selection: str, metric: str
+) -> Evaluation:
     """Return 60 items around ``loss``; the same item is easy or hard for every model, as in life."""
     folder.mkdir(parents=True)
     dice = random.Random(7)  # noqa: S311
     noise = random.Random(loss)  # noqa: S311
-    items = [{"id": f"i{n}", "nll": loss + dice.gauss(0, 0.5) + noise.gauss(0, 0.02)} for n in range(60)]
+    field = ITEM_VALUES.get(metric, metric)
+    items = [{"id": f"i{n}", field: loss + dice.gauss(0, 0.5) + noise.gauss(0, 0.02)} for n in range(60)]
     (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    mean = math.fsum(item["nll"] for item in items) / len(items)
+    mean = math.fsum(float(item[field]) for item in items) / len(items)
     return Evaluation(
         stage="quick-check",
         model=model.fingerprint,
         dataset=selection,
-        metrics={"val_loss": mean},
+        metrics={metric: mean},
         num_items=len(items),
         items=blobs.put_folder(folder).files[0],
         verdict=Verdict.PASS,

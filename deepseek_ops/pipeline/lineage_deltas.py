@@ -12,11 +12,14 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from deepseek_ops.core.config.base import Direction
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.records import Evaluation, Record
 from deepseek_ops.pipeline.evaluations import ITEM_VALUES
+from deepseek_ops.pipeline.lineage_made_of import read_config
 from deepseek_ops.pipeline.lineage_sources import Sources
 from deepseek_ops.pipeline.lineage_targets import Subject
+from deepseek_ops.pipeline.metric_directions import agreed, directions_of
 from deepseek_ops.registry.bundle import evidence_path
 from deepseek_ops.registry.layout import folder_key
 from deepseek_ops.validation import IncomparableItemsError, compare_paired
@@ -24,7 +27,6 @@ from deepseek_ops.validation import IncomparableItemsError, compare_paired
 CONFIDENCE = 0.975
 """One-sided: the interval is the two-sided one at 95 %."""
 MAX_DOCUMENT_BYTES = 64 << 20
-_MORE_IS_BETTER = ("accuracy", "agreement", "f1", "bleu", "exact_match", "pass_rate")
 
 
 class Delta(Record):
@@ -35,6 +37,7 @@ class Delta(Record):
     old: float
     new: float
     delta: float
+    direction: Direction | None = Field(default=None, description="Which way is better; None where nobody declares it.")
     interval: tuple[float, float] | None = Field(default=None, description="Of delta, 95 %, over paired items.")
     items: int = Field(default=0, ge=0, description="Items that pair.")
     note: str = Field(default="", description="Why there is no interval, or over which items it is.")
@@ -45,10 +48,11 @@ class Delta(Record):
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
     @property
-    def better(self) -> bool:
-        """Whether the new value is the better one."""
-        grows = any(word in self.metric for word in _MORE_IS_BETTER)
-        return self.delta > 0 if grows else self.delta < 0
+    def verdict(self) -> str:
+        """The new value beside the old one: better or worse where a direction is declared, else which way it moved."""
+        if not self.delta or self.direction is None:
+            return f"moved {'up' if self.delta > 0 else 'down'}" if self.delta else "is equal"
+        return "is better" if (self.delta > 0) == (self.direction == "maximize") else "is worse"
 
 
 def metric_deltas(sources: Sources, old: Subject, new: Subject) -> list[Delta]:
@@ -63,7 +67,13 @@ def metric_deltas(sources: Sources, old: Subject, new: Subject) -> list[Delta]:
         was, now = values[0][metric], values[1][metric]
         note = "measured once, at the end of training: nothing pairs"
         found.append(Delta(metric=metric, old=was, new=now, delta=now - was, note=note))
-    return found
+    ways = agreed(_directions(sources, old), _directions(sources, new))
+    return [one.evolve(direction=ways.get(one.metric)) for one in found]
+
+
+def _directions(sources: Sources, subject: Subject) -> dict[str, Direction]:
+    config = read_config(sources, subject.manifest)[0] if subject.manifest else None
+    return directions_of(config)
 
 
 def _stage(sources: Sources, sides: tuple[Subject, Subject], pair: tuple[Evaluation, Evaluation]) -> list[Delta]:

@@ -113,7 +113,7 @@ def _quality(deltas: Sequence[Delta]) -> str:
     clear = [delta for delta in known if delta.beyond_chance]
     if not clear:
         return f"No metric moved beyond chance ({len(known)} with an interval): there is nothing to explain."
-    words = ", ".join(f"{delta.metric} ({delta.stage}) is {'better' if delta.better else 'worse'}" for delta in clear)
+    words = ", ".join(f"{delta.metric} ({delta.stage}) {delta.verdict}" for delta in clear)
     return f"Beyond chance: {words}."
 
 

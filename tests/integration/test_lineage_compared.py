@@ -64,6 +64,30 @@ def test_data_that_moved_alone_explains_a_difference_beyond_chance(runs: World):
     assert diff.conclusion[1].startswith("Only data moved: it alone explains a difference beyond chance")
 
 
+@pytest.mark.parametrize(
+    ("metric", "declared", "said"),
+    [
+        ("rouge_l", "metric: rouge_l\n  direction: maximize", "rouge_l (quick-check) is better"),
+        ("disagreement", "metric: disagreement\n  direction: minimize", "disagreement (quick-check) is worse"),
+        ("top1_accuracy", "confidence: 0.9", "top1_accuracy (quick-check) is better"),
+        ("perplexity", "confidence: 0.9", "perplexity (quick-check) is worse"),
+        ("recall", "confidence: 0.9", "recall (quick-check) moved up"),
+        ("disagreement", "confidence: 0.9", "disagreement (quick-check) moved up"),
+    ],
+)
+def test_better_is_what_is_declared_and_a_metric_of_nobody_only_moved(
+    world: World, metric: str, declared: str, said: str
+):
+    world.push()
+    place = world.developer.folder / "deepseek.yaml"
+    text = place.read_text().replace("validation:\n", f"validation:\n  {declared}\n")
+    commit = world.developer.push_commit({"deepseek.yaml": text})
+    data = world.dataset(["a"])
+    world.run("old", commit, data, loss=0.2, metric=metric, record=False)
+    world.run("new", commit, data, loss=0.6, metric=metric, seed=1, record=False)
+    assert compare(world.sources(), "old", "new").conclusion[0] == f"Beyond chance: {said}."
+
+
 def test_parts_that_moved_together_are_told_to_be_confounded(runs: World):
     diff = compare(runs.sources(), "old", "code-config-data")
     assert diff.moved == ("data", "code", "config")
