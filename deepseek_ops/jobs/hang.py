@@ -6,7 +6,8 @@ it, so what can be seen is that nobody gets any further. How long that has to la
 first step compiles and allocates, a validation or a checkpoint may take many steps' time; each is given at least
 ``PATIENCE`` of it and five times the longest that was seen. What may take hours because it is large, such as fetching
 a checkpoint or cutting it anew, says that it is alive while it gets on (``working``). A trainer that never says how far
-it is is never judged.
+it is is never judged. A script's loop is judged as ours is once ``KNOWN`` of its steps are, or one and the job has a
+limit of its own; between its epochs, and before, it has the patience that code nobody knows needs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deepseek_ops.jobs.progress import Phase, ProgressPage, Pulse
+from deepseek_ops.jobs.progress import STEPPING, Phase, ProgressPage, Pulse
 
 STEP_SECONDS = 60.0
 FACTOR = 5.0
+KNOWN = 3
+"""Steps after which those of a script are taken for what its steps are like."""
 FIRST_STEP_SECONDS = 600.0
 """Silence before the first whole step that may be compilation."""
 PATIENCE: Mapping[Phase, float] = {
@@ -87,11 +90,14 @@ class HangWatch:
         return max(self._patience_of(phase, pages) for phase in phases)
 
     def _patience_of(self, phase: Phase, pages: Mapping[int, ProgressPage]) -> float:
-        if phase != "step":
+        if phase not in STEPPING:
             longest = max(page.longest(phase) for page in pages.values())
             return max(PATIENCE[phase], FACTOR * longest, self._limit or 0.0)
         intervals = [interval for page in pages.values() for interval in page.intervals]
-        if not intervals:
+        known = max(len(page.intervals) for page in pages.values())
+        if phase == "scripted" and self._limit is None and known < KNOWN:
+            return PATIENCE[phase]
+        if not known:
             return max(FIRST_STEP_SECONDS, self._limit or 0.0)
         return self._limit or max(STEP_SECONDS, FACTOR * statistics.median(intervals))
 
@@ -103,5 +109,5 @@ def _last_word(pulses: Mapping[int, Pulse], heard: float, *, everybody: bool) ->
     While one does something long, its peers wait for it without a word, so the newest word of any of them counts.
     """
     words = [pulse.at for pulse in pulses.values()]
-    stepping = everybody and all(pulse.phase == "step" for pulse in pulses.values())
+    stepping = everybody and all(pulse.phase in STEPPING for pulse in pulses.values())
     return min(words) if stepping else max(*words, heard)

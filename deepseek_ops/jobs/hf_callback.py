@@ -1,10 +1,11 @@
 """Our streams and our guardian inside the Trainer of Hugging Face, and of TRL, which is the same underneath.
 
 ``installed(watch)`` adds them to every Trainer that is made while it lasts; the script that makes it stays as it is.
-Beside a callback it needs five methods of the Trainer: ``training_step``, because the callback never sees the loss of
+Beside a callback it needs six methods of the Trainer: ``training_step``, because the callback never sees the loss of
 a micro-batch and the logged one hides NaN; ``_get_grad_norm``, for a gradient that is not finite before it is used;
-``_save_checkpoint``, to have each one whole, kept and sent; ``train``, to resume from the newest whole one; and
-``_run_epoch``, because a Trainer that is resumed after its last step takes one more (seen in 5.23).
+``_save_checkpoint``, to have each one whole, kept and sent; ``evaluate``, which may take longer than any step;
+``train``, to resume from the newest whole one; and ``_run_epoch``, because a Trainer that is resumed after its last
+step takes one more (seen in 5.23).
 """
 
 # ruff: noqa: ARG002  (the Trainer calls with its own signature)
@@ -76,6 +77,7 @@ class Foreign:
         trainer._get_grad_norm = self._measured(trainer._get_grad_norm)
         trainer._save_checkpoint = self._kept(trainer, trainer._save_checkpoint)
         trainer._run_epoch = _unless_done(trainer, trainer._run_epoch)
+        trainer.evaluate = self._evaluated(trainer.evaluate)
         trainer.train = self._resumed(trainer, trainer.train)
         restore_whole_checkpoints(trainer, self.watch.streams.event)
 
@@ -116,7 +118,7 @@ class Foreign:
         return train_or_resume
 
     def _begun(self, output: Path, named: object) -> tuple[str | None, Mapping[str, JsonValue] | None]:
-        """Return the checkpoint that a train() goes on from: our newest and what was said of it, or the script's own."""
+        """Return the checkpoint that a train() goes on from, and what was said of it: our newest, or the script's."""
         training = self._checkpoints(len(self.trainings))
         self.trainings.append(training)
         self.watch.at("restoring")
@@ -133,16 +135,22 @@ class Foreign:
         def save_checkpoint(model: object, trial: object, *rest: object, **words: object) -> object:
             step, training = trainer.state.global_step, self.trainings[-1]
             folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{step}"
-            self.watch.at("checkpointing")
-            self.watch.flush()  # the Trainer has logged and evaluated; who goes on from here finds the step told
-            training.begin_save(folder, ours=self.extra_save)
-            result = save(model, trial, *rest, **words)
-            training.end_save(folder, step, {**self.watch.dump(), **self.batches.dump()})
-            self.watch.at("scripted")
+            with self.watch.during("checkpointing"):
+                self.watch.flush()  # the Trainer has logged and evaluated; who goes on from here finds the step told
+                training.begin_save(folder, ours=self.extra_save)
+                result = save(model, trial, *rest, **words)
+                training.end_save(folder, step, {**self.watch.dump(), **self.batches.dump()})
             self.watch.streams.event("checkpoint", step=self.watch.seen.step, folder=folder.name)
             return result
 
         return save_checkpoint
+
+    def _evaluated(self, evaluate: Callable[..., object]) -> Callable[..., object]:
+        def evaluate_with_patience(*args: object, **words: object) -> object:
+            with self.watch.during("evaluating"):
+                return evaluate(*args, **words)
+
+        return evaluate_with_patience
 
     def _some_batch(self, trainer: Trainer) -> torch.Tensor | None:
         """Return token ids for a training that was resumed after its last step and saw no batch in this process."""
@@ -208,13 +216,22 @@ class WatchCallback(TrainerCallback):
         control.should_save = control.should_save or verdict.save or last
         control.should_training_stop = control.should_training_stop or verdict.ends
         self.foreign.verdict = verdict
+        if last or control.should_training_stop:
+            self.watch.at("away")  # the best model may be loaded now
+        elif state.epoch is not None and state.epoch == int(state.epoch):
+            self.watch.at("evaluating")
         return control
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """An epoch has ended: loaders are made anew, and scripts look at what they have."""
+        if self.watch.phase != "away":
+            self.watch.at("evaluating")
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """A batch of an evaluation is done."""
-        self.watch.at("scripted")
+        self.watch.at(self.watch.phase)
 
     def on_evaluate(
         self,

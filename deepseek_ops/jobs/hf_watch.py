@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,7 @@ class Watch:
         self.decisions: list[Decision] = []
         """Those that stopped the training, on rank 0."""
         self.balance: ExpertBalance | None = None
+        self.phase: Phase = "away"
         self._save_every = save_every
         self._requests = requests
         self._stop_requested = stop_requested
@@ -147,7 +149,18 @@ class Watch:
 
     def at(self, phase: Phase) -> None:
         """Say what comes now: a rank that is silent for much too long is taken for hung."""
+        self.phase = phase
         self._progress(self.seen.step, phase)
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Be at something else in this block, then at what it was before."""
+        before = self.phase
+        self.at(phase)
+        try:
+            yield
+        finally:
+            self.at(before)
 
     def begin_step(self) -> None:
         """Note that a step begins, and tell the streams about the one before."""

@@ -33,6 +33,8 @@ Phase = Literal["starting", "step", "evaluating", "checkpointing", "publishing",
 """
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
+STEPPING: frozenset[Phase] = frozenset(("step", "scripted"))
+"""Phases of a training loop between two of its steps."""
 RING = 64
 """How many of the newest steps are kept."""
 
@@ -41,6 +43,7 @@ _LONGEST = 8
 _INTERVAL = _LONGEST + 8
 _BUSY = _INTERVAL + RING
 _WORDS = _BUSY + RING
+_STEPPING = frozenset(PHASES.index(phase) for phase in STEPPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class ProgressPage:
         numbers, seconds, now = self._numbers, self._seconds, time.monotonic()
         number = PHASES.index(phase)
         spoke, before = numbers[_BEATS] > 0, numbers[_PHASE]
-        if spoke and before == number == 1 and step > numbers[_STEP]:
+        if spoke and before == number and number in _STEPPING and step > numbers[_STEP]:
             self._keep(_INTERVALS, _INTERVAL, (now - seconds[_AT]) / (step - numbers[_STEP]))
         if busy_seconds is not None:
             self._keep(_BUSIES, _BUSY, busy_seconds)

@@ -102,8 +102,9 @@ def test_a_script_is_judged_by_its_own_steps_once_some_are_known(clock, steps, s
     assert hung_after(scripted(clock, steps=steps, seconds=seconds), clock, limit) == expected + 1
 
 
-def test_the_steps_limit_of_a_job_wins_in_a_script_from_its_first_step(clock: Clock) -> None:
-    assert hung_after(scripted(clock, steps=0, seconds=1), clock, 60.0) == 61
+def test_the_limit_of_a_job_wins_in_a_script_from_its_first_whole_step_on(clock: Clock) -> None:
+    assert hung_after(scripted(clock, steps=0, seconds=1), clock, 60.0) == hang.FIRST_STEP_SECONDS + 1
+    assert hung_after(scripted(clock, steps=1, seconds=1), clock, 60.0) == 61
 
 
 def test_an_evaluation_of_a_script_is_no_step(clock: Clock) -> None:
