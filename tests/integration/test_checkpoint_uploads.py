@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fixtures_checkpoint_store import PLAN, Desk, desk, store, until  # noqa: F401  (pytest fixtures)
@@ -13,7 +11,6 @@ from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError
 from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.gc_names import Names, add_names_in_store
-from deepseek_ops.jobs.spot_notice import SpotNoticeAddressError, SpotWatch, place_of
 from deepseek_ops.jobs.training_shelf import Sealing, leave_part
 from deepseek_ops.training.checkpoints import CheckpointName, Life, files_for
 
@@ -280,72 +277,3 @@ def test_what_a_dead_process_left_is_tidied_away_and_whole_checkpoints_stay(desk
     (desk.shelf.folder / "guardian.json").write_text("{}")
     desk.shelf.tidy()
     assert sorted(path.name for path in desk.shelf.folder.iterdir()) == ["guardian.json", str(name)]
-
-
-# --- notices of spot machines ---
-
-
-class _Metadata(BaseHTTPRequestHandler):
-    """An instance metadata service that wants a token and announces what ``server.notice`` says."""
-
-    def do_PUT(self) -> None:
-        self.server.tokens += 1
-        wanted = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"] == "21600"
-        self._answer(200 if wanted else 400, f"token-{self.server.tokens}")
-
-    def do_GET(self) -> None:
-        if self.headers["X-aws-ec2-metadata-token"] != f"token-{self.server.tokens}" or self.server.expire:
-            self.server.expire = False
-            return self._answer(401, "")
-        known = self.path == "/latest/meta-data/spot/instance-action" and self.server.notice
-        return self._answer(200 if known else 404, self.server.notice)
-
-    def _answer(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def metadata():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
-    server.tokens, server.notice, server.expire = 0, "", False
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_spot_notice_is_told_once_it_is_announced(metadata):
-    told = []
-    place = place_of("aws", aws=f"http://127.0.0.1:{metadata.server_port}")
-    with SpotWatch(place, told.append, seconds=0.02):
-        until(lambda: metadata.tokens == 1)
-        metadata.expire = True
-        until(lambda: metadata.tokens == 2)
-        assert told == []
-        metadata.notice = '{"action": "terminate", "time": "2026-11-22T08:22:00Z"}'
-        until(lambda: told)
-    assert told == [metadata.notice]
-
-
-def test_a_file_or_another_address_can_announce_it_too(tmp_path):
-    told = []
-    with SpotWatch(place_of((tmp_path / "leave").as_uri()), told.append, seconds=0.02):
-        (tmp_path / "leave.part").write_text("the machine goes at noon\n")
-        (tmp_path / "leave.part").replace(tmp_path / "leave")
-        until(lambda: told)
-    assert told == ["the machine goes at noon"]
-
-
-def test_no_address_asks_nobody_and_a_wrong_one_is_named():
-    assert place_of("") is None
-    for wrong in ("ftp://host/x", "amazon", "file://"):
-        with pytest.raises(SpotNoticeAddressError, match="DEEPSEEK_OPS_SPOT_NOTICE"):
-            place_of(wrong)
