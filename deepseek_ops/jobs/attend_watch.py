@@ -8,13 +8,13 @@ from typing import Literal
 
 from deepseek_ops.adapters.local_launcher.folder import JobFolder, StopRequest
 from deepseek_ops.adapters.remote_launcher.layout import RemoteAttempt
+from deepseek_ops.core.jobs import JobCause
 from deepseek_ops.jobs.attend_child import SupervisorChild
+from deepseek_ops.jobs.leases import AFTER_LEASE_SECONDS, patience
 from deepseek_ops.jobs.mirror_folder import FolderMirror
 from deepseek_ops.jobs.nodes import NodePlace
 
 POLL_SECONDS = 0.5
-AFTER_LEASE_SECONDS = 60.0
-"""Nothing of a job is left so long after its lease."""
 FLUSH_SECONDS = 20.0
 """How long the agent tries to send what is left when the job has ended."""
 HOLD_SECONDS = 600.0
@@ -86,7 +86,8 @@ class Watch:
 
     def _check(self, now: float) -> None:
         if self._told_at is not None and (self._mirror.contact > self._told_at or now - self._told_at > 2.0):
-            self._end("signal", "the engine ended the job's processes: preempted, cancelled or out of time")
+            told = "the engine ended the job's processes: preempted, cancelled or out of time"
+            self._end("signal", told, JobCause.PREEMPTED)
             self._child.signal(signal.SIGTERM)  # only to wake it: the request is in the folder
             return
         self._check_lease(now)
@@ -100,15 +101,14 @@ class Watch:
         spec = self._record.spec
         if not spec.lease_seconds:
             return
-        early = max(0.0, spec.grace_seconds + FLUSH_SECONDS - AFTER_LEASE_SECONDS)
-        limit = max(spec.lease_seconds / 2, spec.lease_seconds - early)
+        limit = patience(spec.lease_seconds, spec.grace_seconds, last_words=FLUSH_SECONDS)
         if now - self._mirror.renewed <= limit:
             return
         if now - self._mirror.contact > limit / 2:
             away = now - self._mirror.contact
             self._end("signal", f"the store was away for {away:.0f} s, so nobody could renew the lease")
         else:
-            self._end("stop", f"lease expired: not renewed for {limit:g} seconds")
+            self._end("stop", f"lease expired: not renewed for {limit:g} seconds", JobCause.LEASE_EXPIRED)
 
     def _check_peers(self, now: float) -> None:
         """Have the job end when another node's agent has fallen silent: its machine is gone."""
@@ -121,11 +121,13 @@ class Watch:
             if known is not None and known[0] == beat:
                 since = known[1]
             self._peers[node] = (beat, since)
-            patience = PEER_SILENCE_SECONDS if beat else PEER_ABSENCE_SECONDS
+            longest = PEER_SILENCE_SECONDS if beat else PEER_ABSENCE_SECONDS
             gone = control.has(attempt, f"left/{node}")
-            if node != self._place.rank and not gone and now - since > patience:
-                self._end("signal", f"node {node} was silent for {patience:g} s")
+            if node != self._place.rank and not gone and now - since > longest:
+                self._end("signal", f"node {node} was silent for {longest:g} s", JobCause.MACHINE_LOST)
 
-    def _end(self, cause: Literal["stop", "signal"], reason: str) -> None:
+    def _end(self, cause: Literal["stop", "signal"], reason: str, counts_as: JobCause | None = None) -> None:
         if self._files.stop_request(self._record.attempt) is None:
-            self._mirror.request_stop(StopRequest(attempt=self._record.attempt, reason=reason, cause=cause))
+            attempt = self._record.attempt
+            request = StopRequest(attempt=attempt, reason=reason, cause=cause, counts_as=counts_as)
+            self._mirror.request_stop(request)

@@ -90,7 +90,7 @@ def first_of(ended: Mapping[int, Outcome]) -> Outcome:
     first = ended[min(ended)]
     told = next((outcome for outcome in ended.values() if outcome.told_cause is not None), first)
     seen = any(outcome.stop_seen for outcome in ended.values())
-    return first.evolve(stop_seen=seen, told=told.told, told_cause=told.told_cause, result=first.result)
+    return first.evolve(stop_seen=seen, told=told.told, told_cause=told.told_cause)
 
 
 class RankGroupRunner:

@@ -22,7 +22,7 @@ from deepseek_ops.adapters.remote_launcher.layout import (
     read_control,
 )
 from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError
-from deepseek_ops.core.jobs import JobPhase, JobRequest, JobStatus
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobRequest, JobStatus
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import canonical_json
 
@@ -124,6 +124,7 @@ def _lost(store: ObjectStore, keys: JobKeys, control: Control, record: RemoteAtt
         name=record.spec.name,
         phase=JobPhase.LOST,
         reason="machines were lost, and Ray gathered them anew",
+        cause=JobCause.MACHINE_LOST,
         attempt=record.attempt,
         restarts=beat.restarts,
         step=beat.step,

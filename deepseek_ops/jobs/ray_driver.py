@@ -19,11 +19,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from deepseek_ops.adapters.engines.ray.engine import JOB_VARIABLE, NEEDED_VARIABLE, SECRETS_VARIABLE
+from deepseek_ops.adapters.engines.ray.engine import EXIT_OUT_OF_MEMORY, JOB_VARIABLE, NEEDED_VARIABLE, SECRETS_VARIABLE
 from deepseek_ops.core.errors import InvalidRecordError
 from deepseek_ops.core.jobs import EXIT_DO_NOT_RETRY, EXIT_RETRY, EngineJob
+from deepseek_ops.jobs.error_texts import is_out_of_memory
 from deepseek_ops.jobs.ray_gang import Gang, GangView
 from deepseek_ops.jobs.ray_workers import NodeTask, run_node
 
@@ -75,6 +76,13 @@ def read_job(text: str) -> EngineJob:
     return EngineJob.load(json.loads(text if text.lstrip().startswith("{") else base64.b64decode(text, validate=True)))
 
 
+def status_of(error: Exception) -> int:
+    """Return the exit status for what Ray Train gave up over: the same batch would run out of memory again."""
+    failures = getattr(error, "worker_failures", None)
+    starved = isinstance(failures, Mapping) and any(map(is_out_of_memory, failures.values()))
+    return EXIT_OUT_OF_MEMORY if starved else EXIT_RETRY
+
+
 class Driver:
     """One submission: the gang, the trainer, and two threads that pass on what the nodes print and who wants an end."""
 
@@ -99,7 +107,7 @@ class Driver:
         printer.start()
         scratch = tempfile.mkdtemp(prefix="deepseek-ops-ray-")
         try:
-            problem = self._train(scratch)
+            problem, status = self._train(scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         self._ended.set()
@@ -110,11 +118,11 @@ class Driver:
             return view.failure[1]
         if problem:
             print(f"the nodes could not be kept: {problem}", flush=True)  # noqa: T201
-            return EXIT_RETRY
+            return status
         return 0
 
-    def _train(self, scratch: str) -> str:
-        """Run the command on all nodes; return what made Ray Train give up, or ""."""
+    def _train(self, scratch: str) -> tuple[str, int]:
+        """Run the command on all nodes; return what made Ray Train give up, or "", and the status that means it."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -152,8 +160,8 @@ class Driver:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            return str(error)
-        return ""
+            return str(error), status_of(error)
+        return "", 0
 
     def _look(self) -> GangView:
         """Print what the nodes have said, and return where they are."""

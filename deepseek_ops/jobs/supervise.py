@@ -34,7 +34,7 @@ from deepseek_ops.adapters.local_launcher.folder import (
     write_json,
 )
 from deepseek_ops.core.errors import DeepSeekOpsError, InvalidRecordError, PermanentError
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobSpec, JobStatus
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.ending import judge
 from deepseek_ops.jobs.entry import (
@@ -47,11 +47,15 @@ from deepseek_ops.jobs.entry import (
     silent_ending,
     stop_on_signal,
 )
+from deepseek_ops.jobs.leases import over_at, patience
+from deepseek_ops.jobs.memory_kills import MemoryKills
 
 POLL_SECONDS = 0.5
 """How often stop file, lease and limits are looked at; signals are handled at once."""
 HEARTBEAT_SECONDS = 5.0
 RESERVE_BYTES = 64 << 10
+LAST_WORDS_SECONDS = 5.0
+"""What the end of an attempt takes after its grace."""
 SETTLE_TRIES = 30
 """How often, a second apart, the end is written again on a full disk before the job counts as lost."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -89,6 +93,7 @@ class JobSupervisor:
         self._grace_used_up = False
         self._superseded = False
         self._slot = OutcomeSlot()
+        self._kills = MemoryKills()
 
     def run(self, started: Callable[[], None]) -> None:
         """Run the attempt to its end. ``started`` is called as soon as others can see that it runs."""
@@ -141,7 +146,8 @@ class JobSupervisor:
             self._look_around()
             arrived = signal.sigtimedwait(_SIGNALS, POLL_SECONDS)
             if arrived is not None and arrived.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._request_stop("signal", f"the supervisor got {signal.Signals(arrived.si_signo).name}")
+                told = f"the supervisor got {signal.Signals(arrived.si_signo).name}"
+                self._request_stop("signal", told, JobCause.PREEMPTED)  # as a machine that shuts down says it
 
     def _reap(self) -> int | None:
         """Reap everything that has ended, orphans included; return the worker's wait status if it is among them."""
@@ -149,7 +155,7 @@ class JobSupervisor:
 
     def _look_around(self) -> None:
         now = time.monotonic()
-        if self._kill_at is not None and now >= self._kill_at:
+        if self._kill_at is not None and (now >= self._kill_at or now >= self._lease_end(now)):
             self._grace_used_up = True
             os.kill(self._worker, signal.SIGKILL)  # its ranks die with it; the rest when the watch has ended
             return
@@ -171,12 +177,20 @@ class JobSupervisor:
     def _check_limits(self, now: float) -> None:
         if now - self._began > self._spec.timeout_seconds:
             self._request_stop("timeout", f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}")
-        if self._spec.lease_seconds:
-            renewed = self._files.lease.stat().st_mtime if self._files.lease.exists() else 0.0
-            if renewed != self._lease_mtime:  # compared for change only: clocks of two machines may differ
-                self._lease_mtime, self._wanted = renewed, now
-            if now - self._wanted > self._spec.lease_seconds:
-                self._request_stop("stop", f"lease expired: not renewed for {self._spec.lease_seconds:g} seconds")
+        limit = patience(self._spec.lease_seconds, self._spec.grace_seconds, last_words=LAST_WORDS_SECONDS)
+        if self._spec.lease_seconds and now - self._renewed(now) > limit:
+            reason = f"lease expired: not renewed for {limit:g} seconds"
+            self._request_stop("stop", reason, JobCause.LEASE_EXPIRED)
+
+    def _renewed(self, now: float) -> float:
+        """Return when the lease was renewed last, on the monotonic clock of ``now``."""
+        stamp = self._files.lease.stat().st_mtime if self._files.lease.exists() else 0.0
+        if stamp != self._lease_mtime:  # compared for change only: clocks of two machines may differ
+            self._lease_mtime, self._wanted = stamp, now
+        return self._wanted
+
+    def _lease_end(self, now: float) -> float:
+        return over_at(self._renewed(now), self._spec.lease_seconds, last_words=LAST_WORDS_SECONDS)
 
     def _begin_stop(self, now: float) -> None:
         self._stop = self._files.stop_request(self._attempt.attempt) or self._stop
@@ -185,8 +199,11 @@ class JobSupervisor:
             os.kill(self._worker, signal.SIGTERM)
             self._kill_at = now + self._spec.grace_seconds
 
-    def _request_stop(self, cause: Literal["stop", "timeout", "signal"], reason: str) -> None:
-        self._stop = self._stop or StopRequest(attempt=self._attempt.attempt, reason=reason, cause=cause)
+    def _request_stop(
+        self, cause: Literal["stop", "timeout", "signal"], reason: str, counts_as: JobCause | None = None
+    ) -> None:
+        request = StopRequest(attempt=self._attempt.attempt, reason=reason, cause=cause, counts_as=counts_as)
+        self._stop = self._stop or request
         try:
             self._files.request_stop(self._stop)  # where the job's code reads the reason
         except DeepSeekOpsError as error:
@@ -194,10 +211,12 @@ class JobSupervisor:
 
     def _settle(self, wait_status: int) -> None:
         """Write how the attempt ended: nobody else knows. The reserve makes room for that on a full disk."""
-        outcome = self._slot.take() or silent_ending(wait_status, who="the job")
+        starved = False if self._grace_used_up else self._kills.seen()  # our own SIGKILL is none of the kernel's
+        outcome = self._slot.take() or silent_ending(wait_status, who="the job", starved=starved)
         status = self._status(outcome, wait_status)
         (self._files.path / "reserve").unlink(missing_ok=True)
-        ending = {"phase": status.phase.value, "reason": status.reason, "exit_status": status.exit_status}
+        said = status.dump()
+        ending = {name: said.get(name) for name in ("phase", "reason", "cause", "exit_status")}
         self._event("ended", **ending, error=outcome.error, restarts=status.restarts)
         for _ in range(SETTLE_TRIES):
             try:
@@ -222,14 +241,15 @@ class JobSupervisor:
     def _status(self, outcome: Outcome, wait_status: int) -> JobStatus:
         request = self._files.stop_request(self._attempt.attempt) or self._stop
         grace = self._spec.grace_seconds if self._grace_used_up else None
-        phase, reason = judge(outcome, request, killed_after=grace)
+        verdict = judge(outcome, request, killed_after=grace)
         group = self._files.read("ranks.json", RankGroup)
         restarted = group.restarts if group is not None and group.attempt == self._attempt.attempt else 0
         wall = time.monotonic() - self._began
         return JobStatus(
             name=self._spec.name,
-            phase=phase,
-            reason=reason,
+            phase=verdict.phase,
+            reason=verdict.reason,
+            cause=verdict.cause,
             exit_status=os.waitstatus_to_exitcode(wait_status),
             attempt=self._attempt.attempt,
             restarts=max(outcome.restarts, restarted),

@@ -22,7 +22,7 @@ from deepseek_ops.adapters.engines.kubernetes.errors import (
     KubernetesUnavailableError,
 )
 from deepseek_ops.adapters.engines.kubernetes.objects import OBJECT, object_name
-from deepseek_ops.core.jobs import EngineJob, EnginePhase
+from deepseek_ops.core.jobs import EngineJob, EnginePhase, JobCause
 
 IMAGE = "registry.example.org/deepseek-ops@sha256:" + 64 * "0"
 
@@ -111,6 +111,7 @@ class TestWhatKubernetesDoesToAJob:
         state = engine.state(job.id)
         assert (state.phase, state.exit_status) == (EnginePhase.ENDED, 137)
         assert "OOMKilled" in state.reason
+        assert state.cause is JobCause.OUT_OF_MEMORY
 
     @pytest.mark.parametrize("reason", ["PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI",
                                         "TerminationByKubelet"])  # fmt: skip

@@ -32,7 +32,7 @@ from deepseek_ops.adapters.engines.sagemaker.errors import (
     SageMakerUnavailableError,
     UnsentSecretsError,
 )
-from deepseek_ops.core.jobs import EngineJob, EnginePhase
+from deepseek_ops.core.jobs import EngineJob, EnginePhase, JobCause
 from deepseek_ops.jobs import secret_entry
 
 REGION = "eu-central-1"
@@ -383,6 +383,20 @@ def test_what_sagemaker_says_becomes_a_state(account, engine, status, secondary,
     state = engine.state(job().id)
     assert (state.phase, state.exit_status) == (phase, code)
     assert said in state.reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        ("AlgorithmError: CUDA out of memory, exit code: 1", JobCause.OUT_OF_MEMORY),
+        ("ClientError: Please use an instance type with more memory", JobCause.OUT_OF_MEMORY),
+        ("InternalServerError: We encountered an internal error.", None),
+    ],
+)
+def test_too_little_memory_is_told_by_the_words_of_sagemaker(account, engine, reason, cause) -> None:
+    engine.start(job())
+    account.become(training_job_name(job().id, "dso"), "Failed", "Training", "Failed", reason=reason)
+    assert engine.state(job().id).cause is cause
 
 
 def test_a_job_whose_spot_machines_were_taken_is_stopped_lest_it_starts_again(account) -> None:

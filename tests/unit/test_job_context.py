@@ -235,6 +235,6 @@ BROKEN, AWAY = Outcome(reason="bad"), Outcome(reason="away", retry=True)
 )
 def test_what_an_end_means_depends_on_who_wanted_it(outcome: Outcome, cause: str | None, phase: str) -> None:
     request = None if cause is None else StopRequest.model_validate({"attempt": 1, "reason": "why", "cause": cause})
-    judged, reason = judge(outcome, request)
-    assert judged == phase
-    assert bool(reason) == (phase != "succeeded")
+    verdict = judge(outcome, request)
+    assert verdict.phase == phase
+    assert bool(verdict.reason) == (phase != "succeeded")

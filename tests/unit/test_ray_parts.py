@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deepseek_ops.adapters.engines.ray.api import RayJobsApi
+from deepseek_ops.adapters.engines.ray.engine import EXIT_OUT_OF_MEMORY, RayEngine
 from deepseek_ops.adapters.engines.ray.errors import RayAddressError, SealBrokenError
 from deepseek_ops.adapters.engines.ray.sealing import KEY_VARIABLE, seal, unseal
 from deepseek_ops.adapters.remote_launcher.layout import (
@@ -19,10 +21,10 @@ from deepseek_ops.adapters.remote_launcher.layout import (
     read_control,
 )
 from deepseek_ops.adapters.stores.local import LocalStore
-from deepseek_ops.core.jobs import EngineJob, JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.jobs import EXIT_RETRY, EngineJob, JobCause, JobPhase, JobSpec, JobStatus
 from deepseek_ops.core.records import canonical_json
 from deepseek_ops.jobs.ray_again import ask_for_checkpoint, attended_job, begin_again, with_attempt
-from deepseek_ops.jobs.ray_driver import read_job
+from deepseek_ops.jobs.ray_driver import read_job, status_of
 from deepseek_ops.jobs.ray_gang import MAX_WAITING_CHARACTERS, Gang
 from deepseek_ops.jobs.ray_workers import usable_nodes
 
@@ -150,6 +152,18 @@ def test_a_machine_with_room_for_two_nodes_counts_once() -> None:
     machines = [{"CPU": 4.0}, {"CPU": 1.0}, {"GPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]
     assert machines_with({"CPU": 2.0}, machines) == 2
     assert machines_with({"CPU": 1.0, "GPU": 1.0}, machines) == 1
+
+
+def test_a_gathering_that_ray_ended_for_want_of_memory_says_so_to_its_engine() -> None:
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+    from ray.train import WorkerGroupError
+
+    assert status_of(WorkerGroupError("x", {0: WorkerCrashedError(), 1: OutOfMemoryError("y")})) == EXIT_OUT_OF_MEMORY
+    assert status_of(WorkerGroupError("x", {0: WorkerCrashedError()})) == EXIT_RETRY
+    engine = RayEngine(RayJobsApi("http://127.0.0.1:1"))
+    shown = {"submission_id": "a", "status": "FAILED", "driver_exit_code": EXIT_OUT_OF_MEMORY}
+    assert engine._state(shown).cause is JobCause.OUT_OF_MEMORY
+    assert engine._state({**shown, "driver_exit_code": EXIT_RETRY}).cause is None
 
 
 def test_the_driver_reads_a_job_as_json_and_as_base64() -> None:

@@ -12,7 +12,7 @@ from deepseek_ops.adapters.remote_launcher.asking import NodeShape, engine_job, 
 from deepseek_ops.adapters.remote_launcher.errors import NoEnvironmentError
 from deepseek_ops.adapters.remote_launcher.judging import SETTLE_SECONDS, START_SECONDS, Seen, judged
 from deepseek_ops.adapters.remote_launcher.layout import Beat, RemoteAttempt
-from deepseek_ops.core.jobs import EnginePhase, EngineState, JobPhase, JobSpec
+from deepseek_ops.core.jobs import EnginePhase, EngineState, JobCause, JobPhase, JobSpec
 
 SPEC = JobSpec(name="job", kind="train", payload={}, num_ranks=4, num_nodes=2, grace_seconds=5)
 RECORD = RemoteAttempt(spec=SPEC, attempt=2, engine_id="job-2", life="x", device_seconds=100)
@@ -20,8 +20,10 @@ BEAT = Beat(node=0, step=7, restarts=1, wall_seconds=10)
 
 
 def seen(phase: EnginePhase | None, **fields: object) -> Seen:
-    state = None if phase is None else EngineState(id="job-2", phase=phase, reason=str(fields.pop("why", "")),
-                                                   exit_status=fields.pop("exit_status", None))  # fmt: skip
+    state = None
+    if phase is not None:
+        known = {name: fields.pop(name) for name in ("cause", "exit_status") if name in fields}
+        state = EngineState(id="job-2", phase=phase, reason=str(fields.pop("why", "")), **known)  # type: ignore[arg-type]
     return Seen(RECORD, state, **fields)  # type: ignore[arg-type]
 
 
@@ -55,6 +57,24 @@ def test_what_engine_and_store_show_decides(given: Seen, phase: JobPhase, reason
     status = judged(given, log="where")
     assert status.phase is phase
     assert reason in status.reason if reason else status.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (seen(EnginePhase.PREEMPTED, why="spot"), JobCause.PREEMPTED),
+        (seen(EnginePhase.PREEMPTED, cause=JobCause.MACHINE_LOST), JobCause.MACHINE_LOST),
+        (seen(EnginePhase.ENDED, exit_status=137, claimed=True, cause=JobCause.OUT_OF_MEMORY), JobCause.OUT_OF_MEMORY),
+        (seen(EnginePhase.ENDED, exit_status=137, claimed=True), None),
+        (seen(EnginePhase.CANCELLED), None),
+        (seen(EnginePhase.PREEMPTED, stop_reason="enough"), None),
+        (seen(EnginePhase.RUNNING, beat=BEAT), None),
+        (seen(None, started_age=SETTLE_SECONDS + 1), JobCause.MACHINE_LOST),
+        (seen(None, created_age=START_SECONDS + 1), None),
+    ],
+)
+def test_the_cause_is_what_the_engine_knows(given: Seen, cause: JobCause | None) -> None:
+    assert judged(given, log="where").cause is cause
 
 
 def test_the_last_beat_tells_how_far_it_came_and_what_it_cost_on_all_nodes() -> None:

@@ -14,7 +14,7 @@ from deepseek_ops.adapters.engines.slurm.script import batch_script
 from deepseek_ops.adapters.engines.slurm.settings import SlurmSettings
 from deepseek_ops.adapters.engines.slurm.submitting import submission, variables
 from deepseek_ops.core.errors import InvalidRecordError
-from deepseek_ops.core.jobs import EngineJob, EnginePhase
+from deepseek_ops.core.jobs import EngineJob, EnginePhase, JobCause
 
 JOB = EngineJob(id="train-7.a2", command=("python", "-m", "work"), timeout_seconds=3600, grace_seconds=30)
 
@@ -49,6 +49,21 @@ def row(**fields: str) -> str:
 def test_a_state_of_slurm_is_a_phase_of_ours(state: str, phase: EnginePhase) -> None:
     (job,) = queued(row(State=state))
     assert job.engine_state(limited=False).phase is phase
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ("OUT_OF_MEMORY", JobCause.OUT_OF_MEMORY),
+        ("PREEMPTED", JobCause.PREEMPTED),
+        ("NODE_FAIL", JobCause.MACHINE_LOST),
+        ("FAILED", None),
+        ("RUNNING", None),
+    ],
+)
+def test_a_state_of_slurm_that_says_why_is_a_cause(state: str, cause: JobCause | None) -> None:
+    (job,) = queued(row(State=state))
+    assert job.engine_state(limited=False).cause is cause
 
 
 def test_running_out_of_a_partition_s_time_is_no_failure_where_jobs_are_cut_to_it() -> None:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher import processes
 from deepseek_ops.adapters.local_launcher.folder import Attempt, JobFolder, RankGroup, Supervisor, disk
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobSpec, JobStatus
 
 LOG_CHUNK_BYTES = 16 << 20
 HEARTBEAT_LIMIT_SECONDS = 30.0
@@ -38,8 +38,11 @@ def status_of(files: JobFolder, name: str, *, lock_is_ours: bool = False) -> Job
             return _live(files, name, newest, None, JobPhase.LOST, "its supervisor never started")
     if runs(files, supervisor):
         return _live(files, name, newest, supervisor, JobPhase.RUNNING)
+    # On this boot of this machine somebody killed it; elsewhere the machine itself has stopped talking.
+    away = supervisor.machine != processes.machine()
     reason = "its supervisor ended without a word: killed, or the machine went down"
-    return _ended(files, newest) or _live(files, name, newest, supervisor, JobPhase.LOST, reason)
+    lost = _live(files, name, newest, supervisor, JobPhase.LOST, reason)
+    return _ended(files, newest) or lost.evolve(cause=JobCause.MACHINE_LOST if away else None)
 
 
 def runs(files: JobFolder, supervisor: Supervisor) -> bool:

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.engines.kubernetes.bodies import Body, because, condition, part, parts, text
 from deepseek_ops.adapters.engines.kubernetes.objects import JOB_ID, NODE
-from deepseek_ops.core.jobs import EnginePhase, EngineState
+from deepseek_ops.core.jobs import EnginePhase, EngineState, JobCause
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 _DISRUPTED = frozenset({"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity"})
@@ -43,11 +43,13 @@ class Seen:
 def engine_state(seen: Seen, *, where: str) -> EngineState:
     """Return the job's state."""
     phase, reason, status = _verdict(seen)
+    starved = phase is EnginePhase.ENDED and any(map(_ran_out_of_memory, seen.pods))
     return EngineState(
         id=text(seen.top, "metadata", "annotations", JOB_ID),
         phase=phase,
         handle=f"{where}/{text(seen.top, 'metadata', 'name')}",
         reason=reason,
+        cause=JobCause.OUT_OF_MEMORY if starved else None,
         exit_status=status,
     )
 
@@ -150,6 +152,11 @@ def _why_waiting(pod: Body) -> str:
 def _container(pod: Body) -> Body:
     statuses = parts(pod, "status", "containerStatuses")
     return next((found for found in statuses if found.get("name") == NODE), {})
+
+
+def _ran_out_of_memory(pod: Body) -> bool:
+    """Return whether the kubelet saw the kernel kill a process of the pod's container for its memory limit."""
+    return _terminated(pod).get("reason") == "OOMKilled"
 
 
 def _terminated(pod: Body) -> Body:

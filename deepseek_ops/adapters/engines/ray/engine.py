@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from deepseek_ops.adapters.engines.ray.api import RayJobsApi
 from deepseek_ops.adapters.engines.ray.errors import ForeignRayJobError, RayRefusedError, UnsealedSecretsError
 from deepseek_ops.adapters.engines.ray.sealing import KEY_VARIABLE, seal
-from deepseek_ops.core.jobs import EngineJob, EnginePhase, EngineState
+from deepseek_ops.core.jobs import EngineJob, EnginePhase, EngineState, JobCause
 from deepseek_ops.core.records import canonical_json
 
 JOB_VARIABLE = "DEEPSEEK_OPS_RAY_JOB"
@@ -33,6 +33,8 @@ MARK = "deepseek-ops"
 """Key of the metadata by which we know our jobs; its value is the fingerprint of the EngineJob."""
 DRIVER_MARGIN_SECONDS = 15
 """What the driver may take to tell the nodes and to hear from them, on top of the grace of the command."""
+EXIT_OUT_OF_MEMORY = 71
+"""Exit status (sysexits EX_OSERR) of a driver whose workers Ray ended because a machine ran out of memory."""
 TAIL_CHARACTERS = 16_000
 CANCEL_TRIES = 5
 CANCEL_PAUSE_SECONDS = 0.5
@@ -152,11 +154,13 @@ class RayEngine:
         name = str(found.get("submission_id"))
         phase = _PHASES.get(str(found.get("status")), EnginePhase.RUNNING)
         code = found.get("driver_exit_code")
+        starved = phase is EnginePhase.ENDED and code == EXIT_OUT_OF_MEMORY
         return EngineState(
             id=name,
             phase=phase,
             handle=str(found.get("job_id") or name),
             reason=_reason(found) if phase is not EnginePhase.RUNNING else "",
+            cause=JobCause.OUT_OF_MEMORY if starved else None,
             exit_status=code if isinstance(code, int) and phase is EnginePhase.ENDED else None,
             url=self._url(name),
         )

@@ -19,7 +19,7 @@ from deepseek_ops.adapters.engines.sagemaker.errors import (
     SageMakerUnavailableError,
     UnsentSecretsError,
 )
-from deepseek_ops.adapters.engines.sagemaker.reading import text, verdict, was_interrupted
+from deepseek_ops.adapters.engines.sagemaker.reading import cause_of, text, verdict, was_interrupted
 from deepseek_ops.adapters.engines.sagemaker.settings import SageMakerSettings
 from deepseek_ops.core.jobs import EngineJob, EnginePhase, EngineState
 
@@ -168,7 +168,13 @@ class SageMakerEngine:
         name = self._name(job)
         phase, reason, status = verdict(shown)
         state = EngineState(
-            id=job, phase=phase, handle=name, reason=reason[:1000], exit_status=status, url=self._url(name)
+            id=job,
+            phase=phase,
+            handle=name,
+            reason=reason[:1000],
+            cause=cause_of(shown),
+            exit_status=status,
+            url=self._url(name),
         )
         if text(shown, "TrainingJobStatus") in ("Completed", "Failed", "Stopped"):
             self._final[name] = state

@@ -19,12 +19,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from deepseek_ops.core.jobs import EnginePhase
+from deepseek_ops.core.jobs import EnginePhase, JobCause
 
 Shown = Mapping[str, object]
 _WAITING = frozenset({"Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack", "Downloading",
                       "DownloadingTrainingImage", "Restarting"})  # fmt: skip
 _NO_CAPACITY = re.compile(r"CapacityError|InsufficientInstanceCapacity|Insufficient capacity", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory|OutOfMemory|instance type with more memory", re.IGNORECASE)
 _EXIT_CODE = re.compile(r"exit code:? ?\"?(\d+)", re.IGNORECASE)
 
 
@@ -64,6 +65,12 @@ def verdict(shown: Shown) -> tuple[EnginePhase, str, int | None]:
     if secondary in _WAITING:
         return EnginePhase.PENDING, _joined(secondary, _last_message(shown)), None
     return EnginePhase.RUNNING, "", None
+
+
+def cause_of(shown: Shown) -> JobCause | None:
+    """Return the cause of a failure that SageMaker names: its own words for too little memory."""
+    failed = text(shown, "TrainingJobStatus") == "Failed"
+    return JobCause.OUT_OF_MEMORY if failed and _NO_MEMORY.search(text(shown, "FailureReason")) else None
 
 
 def _stopped(secondary: str, passed: Sequence[str], reason: str) -> tuple[EnginePhase, str, int | None]:

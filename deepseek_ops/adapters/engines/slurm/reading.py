@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deepseek_ops.adapters.engines.slurm.script import MARK
-from deepseek_ops.core.jobs import EnginePhase, EngineState
+from deepseek_ops.core.jobs import EnginePhase, EngineState, JobCause
 
 _WIDTHS = {"JobID": 20, "Name": 220, "State": 24, "exit_code": 12, "Reason": 80, "NodeList": 600, "Comment": 300}
 QUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in _WIDTHS.items())
@@ -20,6 +20,13 @@ _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
 _ENDED = {"COMPLETED", "FAILED", "OUT_OF_MEMORY"}
 _TAKEN = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 _LIMIT = {"TIMEOUT", "DEADLINE"}
+_CAUSES = {
+    "OUT_OF_MEMORY": JobCause.OUT_OF_MEMORY,
+    "PREEMPTED": JobCause.PREEMPTED,
+    "REVOKED": JobCause.PREEMPTED,
+    "NODE_FAIL": JobCause.MACHINE_LOST,
+    "BOOT_FAIL": JobCause.MACHINE_LOST,
+}
 _SETTLED = _ENDED | _TAKEN | _LIMIT | {"CANCELLED"}
 _COMMENT = re.compile(re.escape(MARK) + r"(\S+)(?: stop=([0-9.]+))?")
 
@@ -57,6 +64,7 @@ class SlurmJob:
             phase=self._phase(limited=limited),
             handle=str(self.number),
             reason=self._words(about_nodes),
+            cause=None if self.stopping else _CAUSES.get(self.state),
             exit_status=self.exit_code if self.settled else None,
         )
 
