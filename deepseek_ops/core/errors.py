@@ -45,8 +45,7 @@ class ConfigError(PermanentError):
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        key = f"{self.key}: " if self.key else ""
-        return f"{where}: {key}{self.problem} {self.remedy}".rstrip()
+        return ": ".join(part for part in (where, self.key, f"{self.problem} {self.remedy}".rstrip()) if part)
 
 
 @dataclass(eq=False)

@@ -27,6 +27,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
+from deepseek_ops.core.errors import InvalidRecordError
 from deepseek_ops.core.jobs import JobCause, JobRequest, JobSpec
 from deepseek_ops.jobs.progress import Phase, ProgressPage
 from deepseek_ops.jobs.working import Working
@@ -38,6 +39,18 @@ if TYPE_CHECKING:
 HELD_EVENTS = 10_000
 """Events kept in memory while the disk is full; beyond that the oldest go."""
 _log = logging.getLogger(__name__)
+
+
+class Payload(dict[str, JsonValue]):
+    """The input of a job; a part that it lacks is named."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        super().__init__(spec.payload)
+        self._of = f"payload of the {spec.kind} job {spec.name}"
+
+    def __missing__(self, key: str) -> JsonValue:
+        """Raise InvalidRecordError: without the part the job cannot be done."""
+        raise InvalidRecordError(self._of, f"it has no {key!r}")
 
 
 class JobContext:
@@ -82,10 +95,10 @@ class JobContext:
         self._writing = threading.Lock()
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    @property
+    @cached_property
     def payload(self) -> dict[str, JsonValue]:
-        """The input of the job: a JSON object that its kind defines."""
-        return self.spec.payload
+        """The input of the job: a JSON object that its kind defines. A missing part raises InvalidRecordError."""
+        return Payload(self.spec)
 
     @property
     def work(self) -> Path:

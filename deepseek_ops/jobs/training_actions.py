@@ -104,7 +104,7 @@ class Actions:
 
         Returns the progress to go on from, another one after a rewind, and the ending if there is one.
         """
-        judged = self._judged(row) if self.ranks.rank == 0 else _Judged()
+        judged = self._judged(row, progress.step) if self.ranks.rank == 0 else _Judged()
         verdict = self._shared(judged, progress.step, asked=asked)
         position = position_of(progress.step - 1, progress.skipped)
         self.checkpoints.observe(progress.step, verdict.clean, position=position, samples=self.samples)
@@ -130,7 +130,7 @@ class Actions:
         self.ledger.send()
         return folder
 
-    def _judged(self, row: Mapping[str, float]) -> _Judged:
+    def _judged(self, row: Mapping[str, float], step: int) -> _Judged:
         ledger = self.ledger.ledger
         self.memory, decisions = self.guardian.judge(self.memory, row, ledger)
         judged = _Judged(decisions, clean=self.guardian.is_clean(self.memory, row, ledger))
@@ -140,6 +140,10 @@ class Actions:
         for request in self.requests(ledger.obeyed):
             if request.verb == "checkpoint" and not finite:
                 break  # it waits for a state that is worth keeping, and what was asked after it waits too
+            if request.step is not None and request.step > step:
+                why = f"step {request.step} is still to come: the training is at step {step}"
+                self._notes.refused(step, why, [], [request])
+                continue
             judged.requests.append(request)
         self._notes.fired(judged.decisions)
         return judged
