@@ -3,7 +3,8 @@
 Each branch of a repository has a lane: one fact that holds the newest runs of pushes, changed by compare-and-swap
 only, so that of two runs that enter at once both see the other. Everything else here is a pure function of the lane,
 so a task that is tried again, or two that race, come to the same lane. That a run has ended is asked of Airflow by
-whoever waits for it, and no run has to say it of itself: no kill can leave a branch blocked.
+whoever waits for it, and no run has to say it of itself: no kill can leave a branch blocked. A turn is forgotten only
+when its run has ended: however long a lane is, every run that goes on finds its own.
 
 Only runs that a push started have a turn. What people, schedules and data start neither waits nor is stopped.
 """
@@ -24,7 +25,10 @@ SUPERSEDED = "superseded by"
 """How the reason of a job that was stopped for this begins: whoever still needs the job submits it again."""
 Policy = Literal["queue", "supersede", "parallel"]
 
-_KEPT = 64
+KEPT = 64
+"""Turns in a lane above which the oldest of ended runs are forgotten."""
+_ASKED = 16
+"""Runs of a long lane that Airflow is asked about in one look, beside those that are waited for."""
 _TRIES = 50
 
 
@@ -47,7 +51,7 @@ class Turn(Record):
 
 
 class Lane(Record):
-    """The newest runs of the pushes to one branch, oldest first."""
+    """The runs of the pushes to one branch that go on, and the newest of those that have ended, oldest first."""
 
     turns: tuple[Turn, ...] = ()
 
@@ -61,6 +65,11 @@ class Lane(Record):
         if mine is None or mine.policy != "queue" or mine.state != "waiting":
             return ()
         return tuple(one for one in self.turns if one.place < mine.place and one.state in ("waiting", "active"))
+
+    @property
+    def surplus(self) -> tuple[Turn, ...]:
+        """The oldest turns, as many as are more than are kept of ended runs."""
+        return self.turns[: max(0, len(self.turns) - KEPT)]
 
 
 def lane_key(ref: GitRef) -> str:
@@ -76,13 +85,20 @@ def entered(lane: Lane, turn: Turn) -> Lane:
     if lane.turn(turn.run) is not None:
         return lane
     turns = sorted((*lane.turns, turn), key=lambda one: one.place)
-    return Lane(turns=tuple(_settled(one, turns) for one in turns)[-_KEPT:])
+    return Lane(turns=tuple(_settled(one, turns) for one in turns))
 
 
 def advanced(lane: Lane, run: str, *, ended: Collection[str]) -> Lane:
-    """Return the lane with what has ended marked as such, and the run active if then nothing is ahead of it."""
-    live = ("waiting", "active")
-    turns = [turn.evolve(state="ended") if turn.run in ended and turn.state in live else turn for turn in lane.turns]
+    """Return the lane with what has ended marked as such, and the run active if then nothing is ahead of it.
+
+    Of a lane that is too long, ended runs are left out: the oldest, and never ``run`` itself.
+    """
+    live, old = ("waiting", "active"), {turn.run for turn in lane.surplus if turn.run in ended and turn.run != run}
+    turns = [
+        turn.evolve(state="ended") if turn.run in ended and turn.state in live else turn
+        for turn in lane.turns
+        if turn.run not in old
+    ]
     marked = Lane(turns=tuple(turns))
     mine = marked.turn(run)
     if mine is None or mine.state != "waiting" or marked.ahead_of(run):
@@ -97,8 +113,9 @@ def enter(facts: Facts, key: str, turn: Turn) -> Lane:
 
 def advance(facts: Facts, key: str, run: str, *, has_ended: Callable[[str], bool]) -> Lane:
     """Let the run go on if it may, and return the lane. ``has_ended`` asks Airflow about the runs ahead."""
-    ahead = lane_of(facts, key).ahead_of(run)
-    ended = {turn.run for turn in ahead if has_ended(turn.run)}
+    lane = lane_of(facts, key)
+    asked = dict.fromkeys(turn.run for turn in (*lane.ahead_of(run), *lane.surplus[:_ASKED]))
+    ended = {one for one in asked if has_ended(one)}
     return _change(facts, key, lambda lane: advanced(lane, run, ended=ended))
 
 

@@ -55,7 +55,7 @@ class ShortCommitError(PermanentError):
 
     def __str__(self) -> str:
         return (
-            f"{self.ref!r}: {self.commit!r} is a shortened commit id, and there is no branch or tag of that whole name; "
+            f"{self.ref!r}: {self.commit!r} is a shortened commit id, and no branch or tag has the whole name; "
             "write all 40 characters of it (64 in a SHA-256 repository), or the branch alone for its newest commit."
         )
 
@@ -79,13 +79,13 @@ def resolve(git: GitRemote, text: str) -> GitRef:
 
 
 def asked_for(git: GitRemote, text: str, conf: object) -> GitRef:
-    """Return the ref that a run was started with, as the push it is of where ``conf`` (see ``start_of``) says so."""
+    """Return the ref that a run was started with, as the push it is of where ``conf`` (see ``run_of``) says so."""
     ref = resolve(git, text)
     said = {key: conf[key] for key in ("previous", "move") if conf.get(key)} if isinstance(conf, Mapping) else {}
     return GitRef.load({**ref.model_dump(), **said}) if said else ref
 
 
-def start_of(push: GitRef) -> tuple[str, dict[str, str]]:
+def run_of(push: GitRef) -> tuple[str, dict[str, str]]:
     """Return the id and the conf of the run that is started for a push: the same ones however often it is asked for."""
     about = {"previous": push.previous, "move": push.move}
     said = {key: value for key, value in about.items() if value is not None}

@@ -1,8 +1,7 @@
-"""From a pushed tag to the registered version it names, and which tags are our own.
+"""From a pushed tag to the registered version it names.
 
-A release pushes a tag, and a tag starts a release: ours are noted before they are pushed, so that no moment is left in
-which the watcher could take one for somebody's. A tag names the version whose experiment commit, or trained commit, it
-is on; the facts know it, and where they were lost, the registry's bundles and the commit's own trailers do.
+A tag names the version whose experiment commit, or trained commit, it is on; the facts know it, and where they were
+lost, the registry's bundles and the commit's own trailers do.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from deepseek_ops.core.config import GitTagTrigger, PipelineFile, load_pipeline
-from deepseek_ops.core.digests import digest_of
-from deepseek_ops.core.errors import ObjectExistsError, PermanentError
+from deepseek_ops.core.errors import PermanentError
 from deepseek_ops.core.ports import Facts, GitRemote
 from deepseek_ops.core.records import GitRef, ModelVersion
 from deepseek_ops.pipeline.changes import PIPELINE_FILE
@@ -24,8 +22,6 @@ from deepseek_ops.pipeline.releases import EXPERIMENT, RELEASE
 from deepseek_ops.pipeline.runs import config_of
 from deepseek_ops.registry import VERSION_KIND
 
-OWN_TAG = "own_tag"
-"""Kind of the facts that name the tags we push."""
 _ALL = 1_000_000
 
 
@@ -54,17 +50,6 @@ class TagStart:
     conf: dict[str, str]
 
 
-def note_own_tag(facts: Facts, repository: str, tag: str, commit: str) -> None:
-    """Note that we are about to push a tag (short name) to a commit."""
-    key = _key(repository, tag)
-    try:
-        facts.insert(OWN_TAG, key, {"commit": commit})
-    except ObjectExistsError:
-        fact = facts.get(OWN_TAG, key)
-        if fact is not None and fact.body.get("commit") != commit:
-            facts.update(fact, {"commit": commit})
-
-
 def experiment_of(facts: Facts, name: str, version: str) -> dict[str, JsonValue] | None:
     """Return where a version's experiment stands in Git, as it was recorded; None before that."""
     fact = facts.get(EXPERIMENT, f"{name}/{version}")
@@ -77,12 +62,6 @@ def release_target(stores: Stores, facts: Facts, version: ModelVersion) -> tuple
     experiment = facts.get(EXPERIMENT, f"{version.name}/{version.version}")
     commit = str(experiment.body["commit"]) if experiment is not None else version.manifest.source.commit
     return rules.tag_name(name=version.name, version=version.version), commit
-
-
-def is_own_tag(facts: Facts, ref: GitRef) -> bool:
-    """Return whether we pushed this tag to this commit; one that somebody moved is not ours any more."""
-    fact = facts.get(OWN_TAG, _key(ref.repository, ref.short))
-    return fact is not None and fact.body.get("commit") == ref.commit
 
 
 def start_of(git: GitRemote, stores: Stores, facts: Facts, ref: GitRef, *, repository: str) -> TagStart | None:
@@ -136,7 +115,3 @@ def _of_trailers(git: GitRemote, ref: GitRef, versions: list[ModelVersion]) -> M
             if found is not None:
                 return found
     return None
-
-
-def _key(repository: str, tag: str) -> str:
-    return f"{digest_of(repository.encode())[:12]}/{tag}"

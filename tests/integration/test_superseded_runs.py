@@ -23,7 +23,7 @@ from deepseek_ops.airflow.triggers.turn import TurnTrigger
 from deepseek_ops.core.errors import JobLostError
 from deepseek_ops.core.jobs import JobPhase, JobStatus
 from deepseek_ops.core.records import GitRef, RunManifest
-from deepseek_ops.pipeline.policy import Turn, enter, lane_key, lane_of
+from deepseek_ops.pipeline.policy import Lane, Turn, enter, lane_key, lane_of
 from deepseek_ops.pipeline.pushes import Source
 from deepseek_ops.pipeline.runs import RunPlan
 
@@ -180,6 +180,18 @@ async def test_a_queued_run_defers_until_the_older_one_has_ended_however_it_ende
     event = await asyncio.wait_for(waiting, timeout=20)
     assert second.execute_complete(context, event.payload) == "queue: goes on"
     assert second.execute(context) == "queue: goes on", "a task that is tried again changes nothing"
+
+
+def test_a_run_whose_turn_was_forgotten_while_it_waited_waits_again(facts, monkeypatch):
+    monkeypatch.setattr(turn_module, "has_ended", lambda dag_id, run: False)
+    awaiting(1, monkeypatch, "queue")[0].execute(awaiting(1, monkeypatch, "queue")[1])
+    second, context, _ = awaiting(2, monkeypatch, "queue")
+    with pytest.raises(TaskDeferred):
+        second.execute(context)
+    fact = facts.get("lane", LANE)
+    facts.update(fact, Lane(turns=lane_of(facts, LANE).turns[:1]).dump())  # as long lanes were cut once
+    with pytest.raises(TaskDeferred):
+        second.execute_complete(context, {"state": "gone"})
 
 
 def test_a_run_that_is_superseded_while_it_starts_is_skipped_and_says_by_what(facts, monkeypatch):

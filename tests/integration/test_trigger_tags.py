@@ -17,9 +17,10 @@ from deepseek_ops.airflow.triggers.tags import PushedTagTrigger
 from deepseek_ops.core.config import load_pipeline
 from deepseek_ops.core.records import GitRef, ModelVersion, RunManifest
 from deepseek_ops.data.blobs import StoreBlobs
+from deepseek_ops.pipeline.own_pushes import is_own_tag, note_own_tag
 from deepseek_ops.pipeline.records_in_git import ExperimentRecord, experiment_message
 from deepseek_ops.pipeline.releases import EXPERIMENT
-from deepseek_ops.pipeline.tags import UnregisteredTagError, is_own_tag, note_own_tag, start_of, version_of
+from deepseek_ops.pipeline.tags import UnregisteredTagError, start_of, version_of
 from deepseek_ops.registry import VERSION_KIND
 
 PIPELINE = """
@@ -149,6 +150,9 @@ def test_a_tag_of_nothing_registered_says_what_to_do_or_is_trained(team):
     assert start.dag == "retrain"
     assert start.conf["ref"] == f"refs/tags/train-a@{commit}"
     assert start.conf["cause"] == "tag"
+    moved = team.start(team.git.resolve("train-a").evolve(move="e.2"))
+    assert moved.run_id != start.run_id, "a tag that came back to a commit"
+    assert team.start(team.tag("train-x@1", commit)).run_id != team.start(team.tag("train-x-1", commit)).run_id
     assert team.start(team.tag("nobody-asked", commit)) is None
 
 

@@ -11,6 +11,7 @@ from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.core.config import load_pipeline
 from deepseek_ops.core.records import GitRef
 from deepseek_ops.pipeline.policy import (
+    KEPT,
     Lane,
     Turn,
     advance,
@@ -26,7 +27,7 @@ from deepseek_ops.pipeline.runs import push_policy
 
 
 def turn(number: int, policy: str = "parallel") -> Turn:
-    return Turn(run=f"run-{number}", commit=f"{number:040x}", order=f"2026-01-01T00:00:{number:02d}", policy=policy)
+    return Turn(run=f"run-{number}", commit=f"{number:040x}", order=f"2026-01-01T00:{number:03d}", policy=policy)
 
 
 def lane(*turns: Turn) -> Lane:
@@ -98,6 +99,27 @@ def test_a_run_that_was_deleted_blocks_nobody(facts):
     enter(facts, "lane", turn(2, "queue"))
     assert advance(facts, "lane", "run-2", has_ended=lambda _run: False).turn("run-2").state == "waiting"
     assert advance(facts, "lane", "run-2", has_ended=lambda _run: True).turn("run-2").state == "active"
+
+
+def test_in_a_lane_of_a_hundred_every_run_keeps_its_turn(facts):
+    """The first waits, as the others do, for one that goes on; none may go on because it was forgotten."""
+    enter(facts, "lane", turn(0))
+    numbers = range(1, 101)
+    for number in numbers:
+        enter(facts, "lane", turn(number, "queue"))
+    looked = advance(facts, "lane", "run-100", has_ended=lambda _run: False)
+    assert [looked.turn(f"run-{number}").state for number in numbers] == ["waiting"] * 100
+    enter(facts, "lane", turn(101, "supersede"))
+    assert all(superseded_reason(facts, "lane", f"run-{number}") for number in numbers)
+
+
+def test_a_long_lane_forgets_the_oldest_of_the_runs_that_have_ended(facts):
+    for number in range(150):
+        enter(facts, "lane", turn(number))
+        lane = advance(facts, "lane", f"run-{number}", has_ended=lambda run: run not in ("run-3", "run-149"))
+    assert len(lane.turns) <= KEPT + 2
+    assert lane.turn("run-3").state == "active", "old, and goes on"
+    assert [lane.turn(f"run-{number}").state for number in range(147, 150)] == ["active"] * 3
 
 
 def test_each_branch_of_each_repository_has_a_lane_of_its_own():

@@ -116,8 +116,9 @@ class CreateReleaseOperator(DeepSeekOpsOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from deepseek_ops.core.records import ModelVersion
+        from deepseek_ops.pipeline.own_pushes import note_own_tag
         from deepseek_ops.pipeline.releases import create_release
-        from deepseek_ops.pipeline.tags import note_own_tag, release_target
+        from deepseek_ops.pipeline.tags import release_target
 
         version = ModelVersion.load(as_object(self.version))
         # Before it is pushed: the watcher of tags must never take it for somebody's.

@@ -102,11 +102,11 @@ class OtherPushesOperator(DeepSeekOpsOperator):
         self.source = source
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
-        from deepseek_ops.pipeline.pushes import Source, start_of
+        from deepseek_ops.pipeline.pushes import Source, run_of
 
         params: Any = context["params"]
         source = Source.load(as_object(self.source))
-        starts = [start_of(push) for push in source.others]
+        starts = [run_of(push) for push in source.others]
         if (beside := source.beside) is not None:
             conf = {"ref": f"{beside.name}@{beside.commit}", "cause": source.beside_cause}
             starts.append((f"beside__{context['run_id']}", conf))

@@ -21,8 +21,8 @@ class ReadTagsOperator(DeepSeekOpsOperator):
     """
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
+        from deepseek_ops.pipeline.own_pushes import is_own_tag
         from deepseek_ops.pipeline.pushes import pushes_of, unclaimed
-        from deepseek_ops.pipeline.tags import is_own_tag
 
         pushed = pushes_of(payloads(context, MODEL_TAGS))
         foreign = [ref for ref in pushed if not is_own_tag(self.facts, ref)]

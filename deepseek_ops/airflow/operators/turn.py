@@ -57,7 +57,7 @@ class AwaitTurnOperator(DeepSeekOpsOperator):
         return self._go_on(context)
 
     def execute_complete(self, context: Context, event: dict[str, JsonValue] | None = None) -> str:
-        return self._go_on(context)
+        return self.execute(context)  # it enters where its turn was forgotten (older versions did), and waits again
 
     def _go_on(self, context: Context) -> str:
         """Return when the turn has come, wait for it, or end the run."""

@@ -35,6 +35,6 @@ class PushedTagTrigger(GitRefTrigger):
         return await super()._wish(snapshot, ref)
 
     def _is_own(self, ref: GitRef) -> bool:
-        from deepseek_ops.pipeline.tags import is_own_tag
+        from deepseek_ops.pipeline.own_pushes import is_own_tag
 
         return is_own_tag(FactsHook(self.facts_conn_id).facts, ref)
