@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from deepseek_ops.adapters.git import Clone, GitRepository, open_clone, open_git
+from deepseek_ops.core.errors import RefNotFoundError
 
 GIT_TOKEN = "DEEPSEEK_OPS_GIT_TOKEN"  # noqa: S105  (the name of a variable)
 Repo = Annotated[str, typer.Option("--repo", help=f"A clone, or a URL (token in ${GIT_TOKEN}).")]
@@ -22,10 +23,17 @@ def opened(repo: str) -> Clone | GitRepository:
     return remote(repo) if _URL.match(repo) else open_clone(Path(repo).expanduser())
 
 
-def remote(repo: str) -> GitRepository:
-    """Return the repository at a URL; for a clone, the one that it calls ``origin``."""
-    url = repo if _URL.match(repo) else open_clone(Path(repo).expanduser()).origin()
-    return open_git(url, password=os.environ.get(GIT_TOKEN, ""), cache=_cache() / "git")
+def remote(repo: str, *, username: str = "") -> GitRepository:
+    """Return the repository at a URL; for a clone, the one that it calls ``origin``, and itself where it has none."""
+    url = repo if _URL.match(repo) else _origin(open_clone(Path(repo).expanduser()))
+    return open_git(url, username=username, password=os.environ.get(GIT_TOKEN, ""), cache=_cache() / "git")
+
+
+def _origin(clone: Clone) -> str:
+    try:
+        return clone.origin()
+    except RefNotFoundError:
+        return clone.database  # a bare repository on this machine, or one that was never pushed anywhere
 
 
 def _cache() -> Path:

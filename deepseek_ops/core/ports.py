@@ -223,6 +223,9 @@ class GitRemote(Protocol):
         files below ``max_bytes``, each once; only of the refs' own commits without ``history``. Large files are not
         fetched where the server can leave them out."""
 
+    def merge_base(self, one: str, other: str) -> str | None:
+        """Return the best common ancestor of two commits, or None when they share no history."""
+
     def checkout(self, commit: str, target: Path) -> None:
         """Write the files of a commit below ``target`` (no history, nothing outside ``target``)."""
 
@@ -233,9 +236,11 @@ class GitRemote(Protocol):
         tags: Sequence[NewTag] = (),
         delete: Sequence[str] = (),
         notes: Sequence[NewNote] = (),
+        before: Callable[[Mapping[str, str]], None] | None = None,
     ) -> dict[str, str]:
         """Push a commit, tags and notes in one atomic push with leases and return name -> object id.
 
+        ``before`` is called with what will be returned when it is known and nothing was pushed yet, perhaps repeatedly.
         Publishing equal tags and notes again returns the ids that are there; notes that others write meanwhile are
         merged. Raises StaleRefError when a branch or tag moved, and GitAccessError when a rule of the host refuses.
         """

@@ -1,15 +1,18 @@
-"""Names of branches: which one is the main one, and which texts are none."""
+"""Names of branches: which one is the main one, which texts are none, and which branch a bare commit is on."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from deepseek_ops.core.errors import PermanentError
+from deepseek_ops.core.errors import PermanentError, RefNotFoundError
 from deepseek_ops.core.ports import GitRemote
+from deepseek_ops.core.records import GitRef
+from deepseek_ops.pipeline.pushes import resolve
 
 HEADS = "refs/heads/"
 _USUAL = ("main", "master", "trunk")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]")
 
 
@@ -54,6 +57,26 @@ def default_branch(git: GitRemote) -> str:
     if len(branches) == 1:
         return branches[0]
     raise NoDefaultBranchError(git.url, tuple(branches))
+
+
+def ref_of(git: GitRemote, text: str) -> GitRef:
+    """Return the ref a person means: a branch, a tag, ``branch@commit``, or a commit that a branch or a tag reaches.
+
+    A commit may be shortened to seven digits or more; of several branches that have it the default one is named.
+    Raises RefNotFoundError, ShortCommitError, InvalidRecordError.
+    """
+    try:
+        return resolve(git, text)
+    except RefNotFoundError:
+        if not _COMMIT.fullmatch(text):
+            raise
+    tips = git.refs()
+    main = git.default_branch()
+    for name in sorted(tips, key=lambda name: (name != main, name)):
+        found = {commit for commit in git.reachable([tips[name]]) if commit.startswith(text)}
+        if len(found) == 1:
+            return GitRef(repository=git.url, name=name, commit=found.pop())
+    raise RefNotFoundError(git.url, f"commit {text}, or a branch or tag of that name,")
 
 
 def branch_name(text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from deepseek_ops.core.errors import ObjectNotFoundError, PermanentError, RefNot
 from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, canonical_json, digest_of
 from deepseek_ops.pipeline.environment_locks import read_lock
+from deepseek_ops.pipeline.environment_machine import Machine
 from deepseek_ops.pipeline.environment_requirements import (
     LockFileError,
     UnpinnedLockError,
@@ -60,17 +60,21 @@ class EnvironmentMismatchError(PermanentError):
         )
 
 
-def environment_key(lock: EnvironmentLock | None, *, image: str) -> str:
-    """Return the environment's key: 32 hex digits. ``image`` is its name, best with its digest; "" = the machine's."""
+def environment_key(lock: EnvironmentLock | None, *, image: str, machine: Machine | None = None) -> str:
+    """Return the environment's key: 32 hex digits. ``image`` is its name, best with its digest; "" = the machine's.
+
+    ``machine`` is the one that plans the run; None = this one.
+    """
     python = lock.python if lock else ""
+    planner = machine or Machine.here()
     return digest_of(
         canonical_json(
             {
                 "lock": lock.digest if lock else "",
                 "image": image,
-                "python": python or "{}.{}".format(*sys.version_info[:2]),
-                "platform": f"{platform.system()}-{platform.machine()}".lower(),
-                "libc": "-".join(platform.libc_ver()),
+                "python": python or planner.python,
+                "platform": planner.platform,
+                "libc": planner.libc,
             }
         )
     )[:32]

@@ -6,23 +6,24 @@ ones that the tasks look for. Nothing is written here, except the files of the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from deepseek_ops.core.config import PipelineFile, load_pipeline
-from deepseek_ops.core.errors import DeepSeekOpsError, PermanentError, RefNotFoundError
+from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.ports import Facts, GitRemote
-from deepseek_ops.core.records import DatasetVersion, FileSet, GitRef
+from deepseek_ops.core.records import DatasetVersion, FileSet
 from deepseek_ops.data import DatasetRepository
 from deepseek_ops.data.content.lake import ingested
-from deepseek_ops.pipeline.changes import PIPELINE_FILE, STAGES, ChangeSummary, classify
+from deepseek_ops.pipeline.changes import PIPELINE_FILE, STAGES, ChangeSummary
 from deepseek_ops.pipeline.datasets import prepare_job, prepared, raw_name, raw_of
 from deepseek_ops.pipeline.environment import committed_lock, environment_key
+from deepseek_ops.pipeline.forecast_change import Before, moved_since
 from deepseek_ops.pipeline.identity import content_identity, made_before
 from deepseek_ops.pipeline.once import RESULT, remembered
 from deepseek_ops.pipeline.pinning import held_to, is_used_as_it_is, pinned
+from deepseek_ops.pipeline.push_verdict import PushVerdict
 from deepseek_ops.pipeline.registration import Stores
 from deepseek_ops.pipeline.runs import RunPlan, Stage, code_of, config_of
 from deepseek_ops.pipeline.sweeps import best_trial, study_of, trials_of
@@ -34,22 +35,14 @@ class _Found:
     """What was looked up so far: stage -> what is there, and why something could not be looked up."""
 
     lines: dict[str, str] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    """Stage -> why it is what it was, which is no proof that anything of it is there."""
     problems: dict[str, str] = field(default_factory=dict)
 
 
 def change_of_run(git: GitRemote, run: RunPlan, config: PipelineFile, *, against: str = "") -> ChangeSummary:
-    """Return what the run's commit changed since ``against``: a ref, else what its branch was before, else main."""
-    ref = run.manifest.source
-    old, shown = _before(git, ref, against)
-    if not old:
-        return ChangeSummary()
-    try:
-        paths = [] if old == ref.commit else git.changed_paths(old, ref.commit)
-    except RefNotFoundError:  # after a forced push the server may have dropped the old commit
-        if against:
-            raise
-        return ChangeSummary()
-    return classify(paths, new=config, old=_pipeline_of(git, old), against=shown)
+    """Return what the run's commit changed since ``against``: a ref, else what its branch was before; see there."""
+    return moved_since(git, run.manifest.source, config, against=against).summary
 
 
 def forecast(
@@ -61,15 +54,21 @@ def forecast(
     datasets: DatasetRepository | None = None,
     facts: Facts | None = None,
     against: str = "",
+    before: Before | None = None,
     newest: bool = False,
 ) -> RunPlan:
-    """Return the plan with what each stage will find or do. Without stores and facts nothing of that is known.
+    """Return the plan with what each stage will find or do.
 
-    ``newest`` says that new data or a schedule starts the run: the commit's data pointer does not bind it.
+    Without stores and facts nothing of that is known: what the change does not reach is told to be the same, and
+    whether a run has left it is not. ``before`` is what ``change`` is since, where that is known already. ``newest``
+    says that new data or a schedule starts the run: the commit's data pointer does not bind it.
     """
     config = _config(git, run, stores)
     found = _Found()
-    _environment(git, run, found, against)
+    _environment(git, run, found, before or moved_since(git, run.manifest.source, config, against=against).before)
+    looked = stores is not None and datasets is not None and facts is not None
+    if not looked and change.known:
+        found.same |= {name: f"as at {change.against}" for name in STAGES[1:] if not change.reaches(name)}
     if stores is not None and datasets is not None and facts is not None:
         try:
             _look(found, config, run, stores, datasets, facts, newest=newest)
@@ -81,10 +80,22 @@ def forecast(
     return run.evolve(stages=tuple(stages))
 
 
-def explain_plan(run: RunPlan, change: ChangeSummary) -> str:
-    """Return the plan as lines for people: what changed, what runs, what is found, what does not run, and why."""
+def explain_plan(run: RunPlan, change: ChangeSummary, push: PushVerdict | None = None) -> str:
+    """Return the plan as lines for people: what changed, what runs, what is found, what does not run, and why.
+
+    ``push`` adds whether a push would start it.
+    """
     source = run.manifest.source
-    lines = [f"{run.manifest.name}: {source.short} at {source.commit[:12]}", f"  {change.text()}"]
+    text = change.text() if change.known or push is None else "nothing to compare with: name a commit with --against"
+    lines = [f"{run.manifest.name}: {source.short} at {source.commit[:12]}", f"  {text}"]
+    lines += [f"  {push.text()}"] if push else []
+    if (
+        push
+        and change.known
+        and not any(change.reaches(stage) for stage in STAGES)
+        and any(stage.runs for stage in run.stages if stage.name in STAGES)
+    ):
+        lines.append(f"  what is to run is not asked for by the change: no run of {change.against} has left it")
     lines += [f"  {_verb(stage):<6}{stage.name:<12} {stage.why}" for stage in run.stages]
     lines.append(f"  budget: {run.budget_usd:.2f} USD" if run.budget_usd else "  budget: none")
     return "\n".join(lines)
@@ -93,6 +104,8 @@ def explain_plan(run: RunPlan, change: ChangeSummary) -> str:
 def _verb(stage: Stage) -> str:
     if stage.runs:
         return "run"
+    if stage.why.startswith("as at "):
+        return "same"
     return "reuse" if stage.why.startswith("found: ") else "skip"
 
 
@@ -101,6 +114,8 @@ def _told(stage: Stage, found: _Found, change: ChangeSummary) -> Stage:
         return stage.evolve(runs=False, why=f"found: {line}")
     if not stage.runs or stage.name not in STAGES:
         return stage
+    if same := found.same.get(stage.name):
+        return stage.evolve(runs=False, why=same)
     reason = found.problems.get(stage.name) or (change.reaches(stage.name) if change.known else "")
     return stage.evolve(why=f"{stage.why}; {reason}") if reason else stage
 
@@ -178,18 +193,17 @@ def _raw(
     return ingested(datasets, stores.at(raw), raw_name(config.data.dataset))
 
 
-def _environment(git: GitRemote, run: RunPlan, found: _Found, against: str) -> None:
+def _environment(git: GitRemote, run: RunPlan, found: _Found, before: Before | None) -> None:
     """Say that the environment is the one of the commit before, where its key is."""
-    old, shown = _before(git, run.manifest.source, against)
-    before = _pipeline_of(git, old) if old else None
-    if before is None:
+    if before is None or before.pipeline is None:
         return
+    image = before.pipeline.jobs.setup.container or ""
     try:
-        key = environment_key(committed_lock(git, old, before), image=before.jobs.setup.container or "")
+        key = environment_key(committed_lock(git, before.commit, before.pipeline), image=image, machine=run.machine)
     except DeepSeekOpsError:  # what came before need not have been right
         return
     if key == run.manifest.environment:
-        found.lines["environment"] = f"{key[:12]}, as at {shown}"
+        found.same["environment"] = f"as at {before.shown}: {key[:12]}"
 
 
 def _config(git: GitRemote, run: RunPlan, stores: Stores | None) -> PipelineFile:
@@ -197,31 +211,3 @@ def _config(git: GitRemote, run: RunPlan, stores: Stores | None) -> PipelineFile
         return config_of(stores.blobs, run.manifest)
     config = load_pipeline(git.read_file(run.manifest.source.commit, PIPELINE_FILE), file=PIPELINE_FILE)
     return config.with_overrides(run.manifest.overrides) if run.manifest.overrides else config
-
-
-def _before(git: GitRemote, ref: GitRef, against: str) -> tuple[str, str]:
-    """Return the commit to compare with, and what it is called; two empty texts when there is none."""
-    if against:
-        commit = git.resolve(against).commit
-        return commit, f"{against} ({commit[:12]})"
-    for commit, name in _candidates(git, ref):
-        if commit != ref.commit:
-            return commit, f"{name} ({commit[:12]})"
-    return "", ""
-
-
-def _candidates(git: GitRemote, ref: GitRef) -> Iterator[tuple[str, str]]:
-    if ref.previous:
-        yield ref.previous, f"the push before to {ref.short}"
-    try:
-        yield git.resolve("main").commit, "main"
-    except RefNotFoundError:
-        return
-
-
-def _pipeline_of(git: GitRemote, commit: str) -> PipelineFile | None:
-    """Return the commit's pipeline file; None where it has none that can be read."""
-    try:
-        return load_pipeline(git.read_file(commit, PIPELINE_FILE), file=PIPELINE_FILE)
-    except PermanentError:
-        return None

@@ -34,6 +34,7 @@ def keep_evidence(
         manifest=run.manifest.evolve(dataset=dataset.version),
         code=run.code,
         lock=run.lock,
+        machine=run.machine,
         plan=plan,
         study=winner.study if winner else "",
         trial=winner.number if winner else None,

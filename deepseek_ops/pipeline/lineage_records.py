@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from deepseek_ops.core.records import Digest, Record, RunManifest, TrainingPlan
+from deepseek_ops.pipeline.environment_machine import Machine
 
 Part = Literal[
     "version",
@@ -77,6 +78,7 @@ class TrainingEvidence(Record):
     manifest: RunManifest = Field(description="Complete, with the dataset version.")
     code: Digest = Field(description="Blob of the FileSet of the commit's files.")
     lock: str = ""
+    machine: Machine | None = Field(default=None, description="Where it was planned; None in older records.")
     plan: TrainingPlan
     study: str = Field(default="", description="The sweep that chose the hyperparameters; empty when all are fixed.")
     trial: int | None = Field(default=None, description="The winning trial.")

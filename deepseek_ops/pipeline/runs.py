@@ -18,6 +18,7 @@ from deepseek_ops.core.ports import Blobs, GitRemote
 from deepseek_ops.core.records import Digest, FileSet, GitRef, Record, RunManifest
 from deepseek_ops.pipeline.changes import PIPELINE_FILE as PIPELINE_FILE  # noqa: PLC0414  (re-exported)
 from deepseek_ops.pipeline.environment import committed_lock, environment_key
+from deepseek_ops.pipeline.environment_machine import Machine
 from deepseek_ops.pipeline.policy import Policy
 from deepseek_ops.pipeline.weight_pointers import take_pointers
 
@@ -40,6 +41,7 @@ class RunPlan(Record):
     base_dataset: str = Field(default="", description="Dataset version that the base was trained on: what is replayed.")
     budget_usd: float | None = Field(default=None, gt=0)
     dry_run: bool = False
+    machine: Machine | None = Field(default=None, description="Where it was planned; None in plans of older releases.")
     nonce: str = Field(default="", description="Set when an equal training is to be done again.")
     stages: tuple[Stage, ...] = ()
 
@@ -94,8 +96,11 @@ def plan_run(
     budget_usd: float | None = None,
     dry_run: bool = False,
     nonce: str = "",
+    machine: Machine | None = None,
 ) -> RunPlan:
     """Read the commit's pipeline file and code, check them, and return the run they ask for.
+
+    ``machine`` is the one whose environments are meant; None = this one.
 
     Raises the pipeline file's own errors (all of them at once), MissingPipelineFileError, UnsupportedEngineError,
     UnpinnedLockError and LockFileError for a lock that does not pin or cannot be read, and
@@ -116,6 +121,7 @@ def plan_run(
         files = (*blobs.put_folder(Path(folder) / "code").files, *weights)
         code = FileSet(files=tuple(sorted(files, key=lambda entry: entry.path)))
     base = resolve_base(config)
+    planner = machine or Machine.here()
     manifest = RunManifest(
         name=config.name,
         source=ref,
@@ -123,7 +129,7 @@ def plan_run(
         patch_id=about.get("patch_id", ""),
         config_digest=blobs.put(text),
         overrides=dict(overrides),
-        environment=environment_key(lock, image=config.jobs.setup.container or ""),
+        environment=environment_key(lock, image=config.jobs.setup.container or "", machine=planner),
         base=base.bundle if base else "",
         seed=config.training.seed,
         hardware=f"{config.training.nodes}x{config.training.gpus_per_node} ranks, engine {config.training.engine}",
@@ -137,6 +143,7 @@ def plan_run(
         base_dataset=base.dataset if base else "",
         budget_usd=budget_usd if budget_usd is not None else _usd(config),
         dry_run=dry_run,
+        machine=planner,
         nonce=nonce,
         stages=_stages(config, ref, dry_run=dry_run),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fixtures_git import Developer, file_developer  # noqa: F401
+from fixtures_git import Developer, file_developer, run_git  # noqa: F401
 from typer.testing import CliRunner
 
 from deepseek_ops.adapters.facts import open_facts
@@ -16,6 +16,7 @@ from deepseek_ops.data.blobs import StoreBlobs
 from deepseek_ops.pipeline.datasets import prepare_job, raw_of
 from deepseek_ops.pipeline.forecast import change_of_run, explain_plan, forecast
 from deepseek_ops.pipeline.identity import content_identity, link_run, linked, made_before, remember_made
+from deepseek_ops.pipeline.lineage_evidence import keep_evidence
 from deepseek_ops.pipeline.once import remember
 from deepseek_ops.pipeline.runs import code_of, config_of, plan_run
 from deepseek_ops.pipeline.trainings import model_config, training_job, training_plan
@@ -92,6 +93,7 @@ class Team:
         )
         checkpoint = Checkpoint(plan=plan.fingerprint, step=10, tokens=10, model=FileSet(files=()))
         remember(self.facts, training_job(config, run, plan), checkpoint.dump(), run=name)
+        keep_evidence(self.store, run, plan, dataset=DATASET, run_id=name)
         version = ModelVersion(
             name="tiny", version="0.1.0", bundle="c" * 64, bundle_key="v0.1.0/bundle.json", manifest=run.manifest
         )
@@ -128,7 +130,7 @@ def test_another_hyperparameter_reuses_data_and_environment_and_trains(team):
     team.train(team.push(FILES))
     run = team.push({"deepseek.yaml": PIPELINE.replace("seed: 1", "seed: 2")}, "exp/seed")
     stages, text = team.told(run, against="main")
-    assert stages["environment"].why.startswith("found: ")
+    assert stages["environment"].why.startswith("as at main (")
     assert stages["data"].why.startswith("found: dataset tiny version aaaaaaaaaaaa")
     assert stages["train"].runs
     assert "training of deepseek.yaml changed" in stages["train"].why
@@ -139,7 +141,7 @@ def test_another_hyperparameter_reuses_data_and_environment_and_trains(team):
 def test_code_that_preparation_gets_makes_its_data_again(team):
     team.train(team.push(FILES))
     stages, _ = team.told(team.push({"deepseek/prepare.py": "def prepare_data(raw, out): raise\n"}, "exp/code"))
-    assert stages["environment"].why.startswith("found: ")
+    assert stages["environment"].why.startswith("as at main (")
     assert stages["data"].runs
     assert "code changed (deepseek/prepare.py)" in stages["data"].why
     assert stages["train"].runs
@@ -176,6 +178,22 @@ def test_a_link_is_kept_once(team):
     assert linked(team.facts, "run-1") is None
 
 
+def quiet(monkeypatch, team):
+    """Let the command see nothing but its arguments."""
+    for name in ("STORE", "FACTS", "REPOSITORY", "GIT_TOKEN"):
+        monkeypatch.delenv(f"DEEPSEEK_OPS_{name}", raising=False)
+    monkeypatch.setenv("DEEPSEEK_OPS_CACHE", str(team.developer.bare.parent / "cache-of-the-command"))
+
+
+def planned(*arguments):
+    """Return what the command prints on stdout, its lines without their alignment, and all that it says."""
+    from deepseek_ops.cli.main import build
+
+    done = CliRunner().invoke(build(["plan"]), ["plan", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return [" ".join(line.split()) for line in done.stdout.splitlines()], done.output
+
+
 def test_the_command_prints_the_plan_and_writes_nothing(team, monkeypatch):
     from deepseek_ops.cli.main import build
 
@@ -184,7 +202,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(team, monkeypatch):
     before = sorted(info.key for info in team.store.list(""))
     arguments = ["plan", "--repo", str(team.developer.bare), "--ref", "exp/seed", "--against", "main"]
     where = ["--store", team.uri, "--facts", team.dsn]
-    monkeypatch.delenv("DEEPSEEK_OPS_STORE", raising=False)
+    quiet(monkeypatch, team)
     done = CliRunner().invoke(build(arguments), [*arguments, *where], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "found: dataset tiny version aaaaaaaaaaaa" in done.output
@@ -194,3 +212,54 @@ def test_the_command_prints_the_plan_and_writes_nothing(team, monkeypatch):
     bare = CliRunner().invoke(build(arguments), arguments, catch_exceptions=False)
     assert bare.exit_code == 0
     assert "give --store and --facts" in bare.output
+
+
+def test_in_a_clone_the_command_needs_no_option_whatever_the_default_branch_is_called(team, monkeypatch):
+    quiet(monkeypatch, team)
+    team.push(FILES, "trunk")
+    run_git(team.developer.bare, "symbolic-ref", "HEAD", "refs/heads/trunk")
+    docs = team.push({"README.md": "# Better\n"}, "exp/docs").manifest.source.commit
+    team.push({"deepseek.yaml": PIPELINE.replace("seed: 1", "seed: 2")}, "exp/docs")
+    team.developer.git("switch", "--quiet", "trunk")
+    team.push({"deepseek/prepare.py": "def prepare_data(raw, out): raise\n"}, "trunk")
+    monkeypatch.chdir(team.developer.folder)
+    assert planned()[0][0].startswith("tiny: trunk at ")
+    for name in (docs, docs[:9], f"exp/docs@{docs}"):
+        lines, _ = planned("--ref", name)
+        assert lines[0] == f"tiny: exp/docs at {docs[:12]}"
+        assert lines[1].startswith("1 docs changed since where it left trunk ("), "what trunk did since is not its own"
+    _, told = planned("--ref", "exp/docs", "--against", f"exp/docs@{docs}")
+    assert f"1 pipeline changed since exp/docs ({docs[:12]})" in told
+    assert f"1 pipeline changed since {docs[:12]}" in planned("--ref", "exp/docs", "--against", docs)[1]
+
+
+def test_where_nothing_is_looked_up_nothing_is_told_to_be_found(team, monkeypatch):
+    quiet(monkeypatch, team)
+    team.push({**FILES, "deepseek.yaml": PIPELINE + "triggers: [{type: git-push, branches: [main, 'exp/*']}]\n"})
+    team.push({"README.md": "# Better\n"}, "exp/docs")
+    lines, _ = planned("--repo", str(team.developer.folder), "--ref", "exp/docs")
+    assert lines[2] == "a push of it starts no run: it changes documentation only"
+    verbs = {line.split()[1]: line.split()[0] for line in lines[3:-1]}
+    assert {verbs[name] for name in ("environment", "data", "train", "validate", "export", "register")} == {"same"}
+    both = ["--repo", str(team.developer.folder), "--ref", "exp/docs", "--store", team.uri, "--facts", team.dsn]
+    looked, _ = planned(*both)
+    assert next(line for line in looked if "what is to run is not asked for by the change" in line)
+    assert "run data prepare corpus/ with deepseek.prepare:prepare_data as tiny" in looked
+    body = json.loads("\n".join(planned(*both, "--json")[0]))
+    assert body["push"]["starts"] is False
+    other, _ = planned("--repo", str(team.developer.folder), "--ref", "exp/docs", "--against", "exp/docs")
+    assert "starts a run: the git-push trigger for main, exp/* wants it" in other[2]
+
+
+def test_results_of_another_machine_are_found_by_the_keys_of_that_machine(team, monkeypatch):
+    from deepseek_ops.pipeline import environment_machine
+
+    quiet(monkeypatch, team)
+    workers = environment_machine.Machine(python="3.12", platform="linux-riscv64", libc="glibc-2.99")
+    team.push(FILES)
+    run = team.plan("main", machine=workers)
+    assert run.manifest.environment != team.plan("main").manifest.environment
+    team.train(run)
+    lines, told = planned("--repo", str(team.developer.bare), "--ref", "main", "--store", team.uri, "--facts", team.dsn)
+    assert [line.split()[0] for line in lines if line.split()[1] in ("data", "train", "register")] == ["reuse"] * 3
+    assert "planned for Python 3.12 on linux-riscv64 with glibc-2.99, as the runs of these facts are" in told

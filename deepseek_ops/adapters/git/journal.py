@@ -30,8 +30,10 @@ _TAG_FIELDS = "%(refname)%00%(objecttype)%00%(*objectname)%00%(taggerdate:unix)%
 class Clone:
     """The records in a local clone, bare or not. Nothing is written to it, and no network is used."""
 
-    def __init__(self, git: Git, folder: Path) -> None:
+    def __init__(self, git: Git, folder: Path, database: Path) -> None:
         self.url = str(folder)
+        self.database = str(database)
+        """The repository itself, which git can be pointed at: ``.git``, or the folder of a bare one."""
         self._git = git
         self._folder = folder
 
@@ -77,7 +79,8 @@ def open_clone(folder: Path) -> Clone:
     status, output, _ = plain.attempt("-C", str(folder.resolve()), "rev-parse", "--path-format=absolute", "--git-dir")
     if status:
         raise GitAccessError(str(folder), "this is no Git repository, or one of another user")
-    return Clone(plain.at(Path(output.decode().rstrip("\n"))), folder.resolve())
+    database = Path(output.decode().rstrip("\n"))
+    return Clone(plain.at(database), folder.resolve(), database)
 
 
 def fetched(git: Git, mirror: Mirror) -> Git:
