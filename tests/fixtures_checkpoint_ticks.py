@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fixtures_checkpoint_store import Desk, MovingStore, until
 
-from deepseek_ops.training.checkpoints import CheckpointName
+from deepseek_ops.training.checkpoints import CheckpointName, Life
 
 INTERVAL = 10
 """Ticks from one checkpoint to the next."""
@@ -34,11 +34,10 @@ class Clock:
             self.over = True
             self._ticked.notify_all()
 
-    def wait(self, ticks: int) -> None:
-        """Wait so many ticks."""
+    def wait(self, due: int) -> None:
+        """Wait until a tick."""
         with self._ticked:
-            until_then = self.now + ticks
-            self._ticked.wait_for(lambda: self.over or self.now >= until_then)
+            self._ticked.wait_for(lambda: self.over or self.now >= due)
 
 
 class TickedStore(MovingStore):
@@ -46,15 +45,19 @@ class TickedStore(MovingStore):
 
     def __init__(self, folder: Path, clock: Clock, node: int, ticks: tuple[int, int]) -> None:
         super().__init__(folder)
-        self._clock, self._ticks, self._random = clock, ticks, random.Random(node)
-        self.waits = False
+        self._clock, self._ticks, self._random = clock, ticks, random.Random(node)  # noqa: S311  (repeatable)
+        self._due = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is on its way and not to arrive before the next tick."""
+        return self._due > self._clock.now
 
     def create(self, key: str, data: bytes) -> None:
         """Store, after its ticks where it is a machine's part."""
         if "/node-" in key:
-            self.waits = True
-            self._clock.wait(self._random.randint(*self._ticks))
-            self.waits = False
+            self._due = self._clock.now + self._random.randint(*self._ticks)
+            self._clock.wait(self._due)
         super().create(key, data)
 
 
@@ -70,9 +73,10 @@ class March:
         """Take so many checkpoints; where nothing is ``agreed`` every machine sends what is its newest."""
         for number in range(1, checkpoints + 1):
             self.save(10 * number, agreed=agreed)
+            until(self.is_quiet, within=60.0)
             for _ in range(INTERVAL):
                 self.clock.tick()
-                until(self._quiet, within=60.0)
+                until(self.is_quiet, within=60.0)
 
     def save(self, step: int, *, agreed: bool = True, must: bool = False, without: tuple[int, ...] = ()) -> None:
         """Take a checkpoint as ``Checkpoints.save`` does; ``without``: machines that fail to write it."""
@@ -88,8 +92,10 @@ class March:
             desk.shelf.prune()
 
     def end(self) -> None:
-        """End the threads."""
+        """Let everything be sent, and end the threads."""
         self.clock.end()
+        for desk in self.desks:
+            desk.uploads.drain(20.0)
         for desk in self.desks:
             desk.uploads.end()
 
@@ -98,12 +104,7 @@ class March:
         steps = [fields["step"] for kind, fields in self.desks[0].said if kind == "checkpoint_uploaded"]
         return [int(str(step)) // 10 for step in steps]
 
-    def longest_gap(self, checkpoints: int) -> int:
-        """Return how many checkpoints in a row, at most, did not become whole."""
-        marks = [0, *self.whole(), checkpoints + 1]
-        return max(after - before - 1 for before, after in zip(marks, marks[1:], strict=False))
-
-    def _quiet(self) -> bool:
+    def is_quiet(self) -> bool:
         """Return whether every machine waits for the clock or has nothing to do."""
         for desk, store in zip(self.desks, self.stores, strict=True):
             if not store.waits and (desk.uploads._busy or desk.uploads._work()):
@@ -116,6 +117,4 @@ class March:
 
 
 def _name(step: int) -> CheckpointName:
-    from deepseek_ops.training.checkpoints import Life
-
     return CheckpointName(Life(1, 0), step)

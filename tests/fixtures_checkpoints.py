@@ -22,6 +22,7 @@ from deepseek_ops.jobs.training_checkpoint import Checkpoints, Progress
 from deepseek_ops.jobs.training_engine import end_ranks, start_engine, start_ranks
 from deepseek_ops.jobs.training_model import build_model, decay_groups
 from deepseek_ops.jobs.training_ranks import Ranks
+from deepseek_ops.jobs.training_store import StoredCheckpoints
 from deepseek_ops.training.checkpoints import CheckpointName
 from deepseek_ops.training.deepspeed_config import deepspeed_config
 
@@ -322,6 +323,7 @@ def troubles(context: JobContext) -> dict[str, JsonValue]:
     found["left"] = [info.key for info in left]
     found["left_on_disk"] = (fifth.context.work / "checkpoints").exists()
     found["automatic"] = _automatic(context, root)
+    found["machines"] = _two_machines(context, root)
     end_ranks()
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
@@ -337,6 +339,47 @@ def _automatic(context: JobContext, root: Path) -> JsonValue:
     trained.checkpoints.finish()
     intervals = [{**fields} for kind, fields in trained.said if kind == "checkpoint_interval"]
     return {"steps": _steps_in(inner.work / "checkpoints"), "intervals": json.loads(json.dumps(intervals))}
+
+
+class PatientStore(LocalStore):
+    """A store that takes the second machine's parts when a file is there."""
+
+    def __init__(self, folder: Path, switch: Path) -> None:
+        super().__init__(folder)
+        self._switch = switch
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store, late where it is such a part."""
+        deadline = time.monotonic() + 60
+        while key.endswith("/node-001.json") and not self._switch.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        super().create(key, data)
+
+
+def _two_machines(context: JobContext, root: Path) -> JsonValue:
+    """Train as two machines of one rank, of which the second sends slowly; return what became whole, and the proof."""
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    spec = JobSpec.model_validate({"name": "machines", "kind": "train", "payload": {}})
+    store = PatientStore(root / "machines-store", root / "arrive")
+    inner = JobContext(spec, root / f"machine-{context.rank}", rank=context.rank, world_size=2, store=store)
+    plan = small_plan(2, "fp32")
+    trained = Trained(inner, plan)
+    trained.resume()
+    trained.train(13)
+    if context.rank == 0:
+        (root / "arrive").touch()
+        names = StoredCheckpoints(store, plan.run_prefix, plan=plan.fingerprint)
+        deadline = time.monotonic() + 60
+        while not names.candidates() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while trained.checkpoints._keeper._uploads._open and time.monotonic() < deadline:
+            time.sleep(0.05)
+    trained.ranks.barrier()
+    trained.train(16)
+    trained.checkpoints.finish(trained.progress)
+    sent = sorted({info.key.split("/")[3][5:13] for info in store.list(f"{plan.run_prefix}/checkpoints/")})
+    whole = [int(str(fields["step"])) for kind, fields in trained.said if kind == "checkpoint_uploaded"]
+    return {"whole": whole, "sent": [int(step) for step in sent]}
 
 
 def _steps_in(folder: Path) -> list[JsonValue]:

@@ -2,10 +2,10 @@
 
 What must come back is weights, optimiser, expert biases and the progress; batches, rates and random states are
 functions of the step. A save copies the state in memory and lets the ranks go on (``training_snapshot``); threads
-write it to this machine's disk (``training_shelf``) and send it to the store (``training_upload``), where a training
-that lost its machine finds it (``training_restore``), with any number of ranks (``training_universal``). What a
-checkpoint is worth, and which one to go on from, is decided by ``training.checkpoints``; what was trained on is
-written down and proved at the end (``training_lives``, ``training.proof``).
+write it to this machine's disk, keep it there and send it to the store (``training_keeper``), where a training that
+lost its machine finds it (``training_restore``), with any number of ranks (``training_universal``). What a checkpoint
+is worth, and which one to go on from, is decided by ``training.checkpoints``; what was trained on is written down and
+proved at the end (``training_lives``, ``training.proof``). Here is what all ranks do together.
 
 When something fails: a disk that is full, or a machine that cannot write, costs that checkpoint and nothing else, the
 ones before stay, and the next one is tried; a store that is away delays uploads.
@@ -15,24 +15,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.jobs.agreement import Peers
 from deepseek_ops.jobs.training_health import Health
+from deepseek_ops.jobs.training_keeper import DRAIN_SECONDS as DRAIN_SECONDS  # noqa: PLC0414  (as Progress below)
+from deepseek_ops.jobs.training_keeper import Keeper
 from deepseek_ops.jobs.training_lives import Lives
 from deepseek_ops.jobs.training_pace import Pace
 from deepseek_ops.jobs.training_progress import Progress as Progress  # noqa: PLC0414  (what callers of this module use)
-from deepseek_ops.jobs.training_restore import Machine, Restored, Restorer, agreed_life
-from deepseek_ops.jobs.training_shelf import Sealing, Shelf, leave_part
+from deepseek_ops.jobs.training_restore import Restored, Restorer, agreed_life
+from deepseek_ops.jobs.training_shelf import leave_part
 from deepseek_ops.jobs.training_snapshot import SnapshotWriter, TensorPool, Written, take_snapshot
-from deepseek_ops.jobs.training_store import StoredCheckpoints
-from deepseek_ops.jobs.training_upload import Place, Uploads
 from deepseek_ops.training.checkpoints import Candidate, CheckpointName, Life, to_resume, to_rewind
 from deepseek_ops.training.proof import prove
 
@@ -42,8 +40,8 @@ if TYPE_CHECKING:
     from deepseek_ops.core.records import TrainingPlan
     from deepseek_ops.jobs.context import JobContext
 
-DRAIN_SECONDS = 300.0
-"""How long the end of a training waits for uploads; half of its grace when it was told to stop."""
+INTERVAL = "interval"
+"""Why most checkpoints are taken; those that are taken for another reason go to the store whatever is under way."""
 
 
 class Checkpoints:
@@ -59,19 +57,12 @@ class Checkpoints:
         settle: Callable[[], None],
     ) -> None:
         self._context, self._plan, self._peers = context, plan, peers
-        self._before_whole = settle
-        self._machine = Machine.of(peers)
-        self._node, nodes = self._machine.node, self._machine.num_nodes
-        folder = context.work / "checkpoints"
-        self._folder = folder if nodes == 1 else folder / f"node-{self._node:03d}"
         self._say = say if peers.rank == 0 else context.event
-        self._shelf = Shelf(self._folder, plan=plan.fingerprint)
-        self._lives = Lives(self._folder)
+        self._keeper = Keeper(context, plan, peers, say=self._say, settle=settle)
+        self._lives = Lives(self._keeper.folder)
         self._health = Health(plan.checkpoint_steps)
-        self._pace = Pace.of(context, plan, nodes)
+        self._pace = Pace.of(context, plan, self._keeper.machine.num_nodes)
         self._writer, self._pool = SnapshotWriter(), TensorPool()
-        self._sealing: Sealing | None = None
-        self._uploads: Uploads | None = None
         self._life = Life(context.attempt, context.restarts)
         self._last: tuple[CheckpointName, Path] | None = None
         self._progress = Progress()
@@ -102,9 +93,7 @@ class Checkpoints:
         The store is asked where another machine may have trained since: at the start of an attempt. Raises what the
         store raises then, because going on from an old checkpoint would throw steps away.
         """
-        if self._machine.leads:
-            self._shelf.tidy()
-            self._uploading()
+        self._keeper.begin()
         restorer = self._restorer()
         fresh = self._context.restarts == 0
         with self._context.phase("restoring"):
@@ -133,7 +122,7 @@ class Checkpoints:
         if restored is None:
             return None
         self._life = Life(self._life.attempt, self._life.restart, self._life.rewind + 1)
-        self._give_up(restored.name)
+        self._keeper.give_up_after(restored.name)
         return self._resumed(restored)
 
     # --- while it trains ---
@@ -151,14 +140,11 @@ class Checkpoints:
             if self._lives.records:
                 self._lives.add(step, at, size, self._pace.trained_seconds)
         healthy, suspect = self._health.observe(step, clean)
-        if self._machine.leads:
-            for name in healthy:
-                self._shelf.mark_healthy(name)
-                self._uploading().mark_healthy(name)
+        self._keeper.mark_healthy(healthy)
         if suspect:
             if self._last is not None and self._last[0] in suspect:
                 self._settle()  # it may still be in the making
-            self._forget(suspect)
+            self._keeper.forget(suspect)
         if self._expected_loss is not None:
             self._compare_loss(step, self._expected_loss)
 
@@ -166,7 +152,7 @@ class Checkpoints:
         """Return whether a checkpoint is due after step ``step``."""
         return self._pace.due(step)
 
-    def save(self, engine: DeepSpeedEngine, progress: Progress, *, reason: str = "interval") -> Path:
+    def save(self, engine: DeepSpeedEngine, progress: Progress, *, reason: str = INTERVAL) -> Path:
         """Take a checkpoint of the state after ``progress.step`` steps and return its folder, which appears later.
 
         The ranks wait for a copy in memory, and for the checkpoint before it if that is still being written.
@@ -177,19 +163,20 @@ class Checkpoints:
         began = time.perf_counter()
         with self._context.phase("checkpointing"):
             self._settle()
+            send = self._keeper.goes_to_store(name, must=reason != INTERVAL)
         self._progress = progress
-        partial = self._shelf.partial(name)
-        files = take_snapshot(engine, self._pool, shared=self._machine.leads)
+        shelf = self._keeper.shelf
+        partial = shelf.partial(name)
+        files = take_snapshot(engine, self._pool, shared=self._keeper.machine.leads)
         rank = self._peers.rank
 
         def done(written: Written) -> None:
             leave_part(partial, rank, written.files, written.problem)
 
         self._writer.start(files, partial, done)
-        if self._machine.leads:
-            self._sealing = self._seal_later(name, progress, reason)
+        self._seal_later(name, progress, reason, send=send)
         self._health.saved(name)
-        self._last = (name, self._shelf.path(name))
+        self._last = (name, shelf.path(name))
         self._pace.saved(progress.step, time.perf_counter() - began)
         if self._pace.automatic:
             self._replan(progress.step)
@@ -202,30 +189,15 @@ class Checkpoints:
         self._settle()
         if progress is not None:
             self._prove(progress)
-        if self._uploads is not None:
-            stopping = self._context.stop_requested
-            seconds = 0.5 * self._context.spec.grace_seconds if stopping else DRAIN_SECONDS
-            if not self._uploads.drain(seconds):
-                self._say("checkpoint_upload_abandoned", after_seconds=seconds)
-            self._uploads.end()
-            self._uploads = None
+        self._keeper.finish()
         self._lives.close()
 
     def clear(self) -> None:
         """Remove all checkpoints, here and in the store: the run's result is stored."""
         self._settle()
         self._prove(self._progress)
-        if self._uploads is not None:
-            self._uploads.end()
         self._lives.close()
-        if self._machine.leads:
-            self._shelf.clear()
-        if self._peers.rank == 0 and self._context.is_current:
-            with suppress(DeepSeekOpsError):  # the next collection of garbage, or the next attempt, finds them
-                self._stored().clear()
-        if self._machine.leads:
-            with suppress(OSError):
-                (self._context.work / "checkpoints").rmdir()
+        self._keeper.clear()
 
     # --- inside ---
 
@@ -233,33 +205,25 @@ class Checkpoints:
         """Return when the last checkpoint is on the disks of all machines, or given up."""
         self._writer.wait()
         self._peers.barrier()
-        if self._sealing is not None:
-            self._sealing.settle()
-            self._sealing = None
+        self._keeper.settle()
 
-    def _seal_later(self, name: CheckpointName, progress: Progress, reason: str) -> Sealing:
+    def _seal_later(self, name: CheckpointName, progress: Progress, reason: str, *, send: bool) -> None:
         began = time.perf_counter()
 
-        def sealed(name: CheckpointName) -> None:
-            self._pace.busy = max(time.perf_counter() - began, self._uploads.seconds if self._uploads else 0.0)
-            self._uploading().offer(name)
-            self._shelf.prune()
-
-        def failed(name: CheckpointName, problem: str) -> None:
-            self._say("checkpoint_failed", checkpoint=str(name), step=name.step, problem=problem)
-            self._shelf.prune(1)  # room for the next one; the newest and the newest healthy one stay
+        def sealed() -> None:
+            self._pace.busy = max(time.perf_counter() - began, self._keeper.upload_seconds)
 
         state: dict[str, JsonValue] = {
             "plan": self._plan.fingerprint,
             "world_size": self._peers.world_size,
-            "num_nodes": self._machine.num_nodes,
+            "num_nodes": self._keeper.machine.num_nodes,
             "calm": self._health.calm,
             "reason": reason,
             "progress": progress.dump(),
             "lives": self._lives.dump(),
             "cost_seconds": self._pace.cost,
         }
-        return Sealing(self._shelf, name, ranks=self._machine.ranks, state=state, sealed=sealed, failed=failed)
+        self._keeper.seal_later(name, state, send=send, sealed=sealed)
 
     def _begin_life(self, newest: Life | None) -> None:
         """Agree on a life that comes after every one that anybody has heard of."""
@@ -276,8 +240,7 @@ class Checkpoints:
             if restored.world_size != self._peers.world_size:
                 self._expected_loss = _last_loss(progress)
             self._say_restored(restored, progress)
-            if self._machine.leads:
-                self._store_has(restored)
+            self._keeper.restored(restored)
         self._progress = progress
         self._last = None
         self._health.begin(restored.name if restored is not None else None)
@@ -285,13 +248,6 @@ class Checkpoints:
         if self._peers.rank == 0:
             self._lives.begin(self._life, from_step=progress.step, world_size=self._peers.world_size)
         return progress if restored is not None else None
-
-    def _store_has(self, restored: Restored) -> None:
-        """Send what a process that was killed may not have sent; what came from the store is there."""
-        if restored.source == "disk":
-            self._uploading().offer(restored.name)
-        else:
-            self._uploading().assume_sent(restored.name)
 
     def _say_restored(self, restored: Restored, progress: Progress) -> None:
         if self._peers.rank == 0:
@@ -304,17 +260,6 @@ class Checkpoints:
                 ranks=self._peers.world_size,
                 life=str(self._life),
             )
-
-    def _give_up(self, last_good: CheckpointName) -> None:
-        """Let go of every checkpoint that does not lead to where the training goes on from."""
-        names = [one.name for one in self._shelf.all()]
-        self._forget([name for name in names if name > last_good or name.step > last_good.step])
-
-    def _forget(self, names: Sequence[CheckpointName]) -> None:
-        if self._machine.leads:
-            for name in names:
-                self._shelf.remove(name)
-            self._uploading().forget(names)
 
     def _replan(self, step: int) -> None:
         lives = self._lives.records
@@ -341,16 +286,8 @@ class Checkpoints:
             )
 
     def _restorer(self) -> Restorer:
-        return Restorer(self._shelf, self._stored(), self._peers, self._machine, working=self._context.working)
-
-    def _stored(self) -> StoredCheckpoints:
-        return StoredCheckpoints(self._context.store, self._plan.run_prefix, plan=self._plan.fingerprint)
-
-    def _uploading(self) -> Uploads:
-        if self._uploads is None:
-            place = Place(self._node, self._machine.num_nodes, lambda: self._context.is_current, self._before_whole)
-            self._uploads = Uploads(self._stored(), self._shelf, place, self._say)
-        return self._uploads
+        keeper = self._keeper
+        return Restorer(keeper.shelf, keeper.stored(), self._peers, keeper.machine, working=self._context.working)
 
 
 def _last_loss(progress: Progress) -> float | None:

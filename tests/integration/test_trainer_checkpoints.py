@@ -124,3 +124,8 @@ def test_an_automatic_interval_takes_one_checkpoint_to_measure_and_then_waits(tr
     (interval,) = automatic["intervals"]
     assert interval["steps"] > 100, "a checkpoint of milliseconds, and a day between failures"
     assert "Daly" in interval["source"]
+
+
+def test_machines_send_the_next_checkpoint_when_the_one_before_is_whole(troubled):
+    """The second machine's part of step 4 waits until step 13: steps 8 and 12 are nobody's, step 16 is the next."""
+    assert troubled["machines"] == {"whole": [4, 16], "sent": [4, 16]}
