@@ -86,7 +86,7 @@ def record_experiment(
         message=message,
         files=_files(stores.uri, dataset, manifest, checkpoint, version),
     )
-    done = push_record(git, config.records, commit=commit, tag=tag)
+    done = push_record(git, config.records, commit=commit, tag=tag, facts=facts)
     recorded: dict[str, JsonValue] = {
         "tag": tag,
         "tag_object": done.tag_object,

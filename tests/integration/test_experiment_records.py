@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from fixtures_git import TOKEN, Developer, file_developer, git_server, http_developer, run_git  # noqa: F401
 
+from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.adapters.git import GitRepository, open_clone, open_git
 from deepseek_ops.core.config.recording import Records
 from deepseek_ops.core.errors import GitAccessError
-from deepseek_ops.core.ports import NOTES_REF, NewCommit
+from deepseek_ops.core.ports import NOTES_REF, Facts, NewCommit
 from deepseek_ops.pipeline.experiments import experiments_of
+from deepseek_ops.pipeline.own_pushes import OwnCommit, is_own_tag, own_commits
 from deepseek_ops.pipeline.recording import Recorded, push_record
 from deepseek_ops.pipeline.records_in_git import ExperimentRecord, experiment_message
 
@@ -42,10 +44,16 @@ def record(number: int, val_loss: float = 0.5, **changes: object) -> ExperimentR
     return made.evolve(**changes)
 
 
-def push(remote: GitRepository, number: int, parent: str, rules: Records, branch: str = "main") -> Recorded:
-    message = experiment_message(record(number))
-    files = {f"experiments/{number}.json": b"{}"}
-    return push_record(remote, rules, commit=NewCommit(branch, parent, message, files), tag=f"exp-20260301-{number}")
+def push(
+    remote: GitRepository,
+    number: int,
+    parent: str,
+    rules: Records,
+    branch: str = "main",
+    facts: Facts | None = None,
+) -> Recorded:
+    commit = NewCommit(branch, parent, experiment_message(record(number)), {f"experiments/{number}.json": b"{}"})
+    return push_record(remote, rules, commit=commit, tag=f"exp-20260301-{number}", facts=facts)
 
 
 def found_in(remote: GitRepository) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -138,6 +146,30 @@ def test_a_team_may_want_the_refusal_itself(http_developer: Developer) -> None: 
     with pytest.raises(GitAccessError, match="no bot commits on refs/heads/main"):
         push(http_developer.remote, 1, trained, Records(when_refused="fail"))
     assert http_developer.remote.refs() == {"refs/heads/main": trained}
+
+
+@pytest.mark.parametrize("write", ["commit", "notes", "tag-only"])
+def test_what_is_pushed_is_noted_as_ours_before_the_server_hears_of_it(
+    file_developer: Developer,  # noqa: F811
+    tmp_path: Path,
+    write: str,
+) -> None:
+    trained = file_developer.push_commit({"a": "1"})
+    remote, facts = file_developer.remote, open_facts(f"sqlite:///{tmp_path / 'facts.db'}")
+    rules = Records.model_validate({"write": write, "when_refused": "fail"})
+    _install(file_developer, "#!/bin/sh\nexit 1\n")
+    for _ in range(2):
+        with pytest.raises(GitAccessError):
+            push(remote, 1, trained, rules, facts=facts)
+    noted = facts.find("own_commit")
+    _install(file_developer, "#!/bin/sh\nexit 0\n")
+    done = push(remote, 1, trained, rules, facts=facts)
+    assert is_own_tag(facts, remote.resolve(f"refs/tags/{done.tag}"))
+    assert facts.find("own_commit") == noted, "the very same commit"
+    expected = [OwnCommit(commit=done.commit, parent=trained, ref="refs/heads/main")] if write == "commit" else []
+    assert own_commits(facts, remote.url, [trained, done.commit]) == expected
+    assert own_commits(facts, remote.url, [f"{number:040x}" for number in range(99)] + [done.commit]) == expected
+    assert own_commits(facts, "https://host/copy.git", [done.commit]) == []
 
 
 def test_a_commit_of_a_branch_that_moved_is_held_by_its_tag(file_developer: Developer) -> None:  # noqa: F811

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +46,12 @@ def publish(
     tags: Sequence[NewTag],
     delete: Sequence[str],
     notes: Sequence[NewNote] = (),
+    before: Callable[[Mapping[str, str]], None] | None = None,
 ) -> dict[str, str]:
-    """Push a commit, tags, deletions and notes together and return name as given -> object id; "" for a deleted one."""
+    """Push a commit, tags, deletions and notes together and return name as given -> object id; "" for a deleted one.
+
+    ``before`` hears of these ids when all is built and before the server does.
+    """
     branches = [full_name(commit.branch, "heads")] if commit and commit.branch else []
     wanted = [*branches, *(full_name(tag.name, "tags") for tag in tags), *delete]
     wanted += sorted({note.ref for note in notes})
@@ -67,6 +71,8 @@ def publish(
             push.updates[name] = (there[name].oid, "")
     for name in sorted({note.ref for note in notes}):
         _plan_notes(mirror, name, edits_of(note for note in notes if note.ref == name), there.get(name), push)
+    if before is not None:
+        before(push.ids)
     if push.updates:
         _send(git, work, push.updates)
     return push.ids

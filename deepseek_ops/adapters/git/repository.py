@@ -149,6 +149,7 @@ class GitRepository:
         tags: Sequence[NewTag] = (),
         delete: Sequence[str] = (),
         notes: Sequence[NewNote] = (),
+        before: Callable[[Mapping[str, str]], None] | None = None,
     ) -> dict[str, str]:
         """Push a commit, tags, notes and deletions (full ref names) in one atomic push with leases; see ``publish.py``.
 
@@ -157,7 +158,9 @@ class GitRepository:
 
         def push() -> dict[str, str]:
             with self._mirror.locked():
-                return publish(self._git, self._mirror, commit=commit, tags=tags, delete=delete, notes=notes)
+                return publish(
+                    self._git, self._mirror, commit=commit, tags=tags, delete=delete, notes=notes, before=before
+                )
 
         return _insisting(push)
 
