@@ -128,7 +128,8 @@ def _restart(event: Event) -> tuple[str, str]:
 
 def _resumed(event: Event) -> tuple[str, str]:
     text = f"from step {event.get('from_step')} on {event.get('ranks')} ranks"
-    return f"{text}, {event.get('samples_repeated')} samples repeated, {event.get('samples_skipped')} left out", ""
+    left_out = event.get("samples_skipped")
+    return (f"{text}, {left_out} samples left out before" if left_out else text), ""
 
 
 def _proof(event: Event) -> tuple[str, str]:
@@ -148,6 +149,8 @@ def _anything(event: Event) -> tuple[str, str]:
 def _short(value: JsonValue) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_short(one)}" for name, one in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

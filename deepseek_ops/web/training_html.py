@@ -30,7 +30,7 @@ def runs_page(base: str, lines: Sequence[RunLine], more: bool, store: str) -> Ht
         for line in lines
     ]
     heads = ("Run", "Training", "State", "Step", "Loss", "Last heard of (UTC)")
-    shown = table(f"{len(lines)} newest runs", heads, rows, numbers=(3, 4)) if rows else el("p", "No training has run.")
+    shown = table("The newest runs", heads, rows, numbers=(3, 4)) if rows else el("p", "No training has run.")
     note = el("p", "There are more runs than were looked at: some newer ones may be missing.") if more else None
     return TRAINING.page(base, "Training", el("p", "Store ", el("code", store), class_="lead"), shown, note)
 
