@@ -106,6 +106,11 @@ class JobStatus(Record):
     def settled(self) -> bool:
         return self.phase is not JobPhase.RUNNING
 
+    @property
+    def taken_away(self) -> bool:
+        """Whether it was lost with its machines: nothing is wrong with it, and it goes on once there are others."""
+        return self.phase is JobPhase.LOST and self.cause in (JobCause.PREEMPTED, JobCause.MACHINE_LOST)
+
 
 class EngineJob(Record):
     """What a scheduler of machines is asked to run: one command on each of ``num_nodes`` machines.

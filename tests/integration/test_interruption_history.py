@@ -13,7 +13,7 @@ from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.airflow.operators.training import DeepSpeedTrainOperator, note_end
 from deepseek_ops.airflow.operators.tuning import RunTrialOperator
 from deepseek_ops.core.errors import JobLostError
-from deepseek_ops.core.jobs import JobPhase, JobSpec, JobStatus
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobSpec, JobStatus
 from deepseek_ops.core.records import DatasetVersion, Hyperparameters, TrainingPlan
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.training_pace import Pace
@@ -34,8 +34,8 @@ def facts(tmp_path: Path) -> Any:
     return open_facts(f"sqlite:///{tmp_path / 'facts.db'}")
 
 
-def ended(phase: JobPhase, reason: str = "", *, attempt: int = 1) -> JobStatus:
-    return JobStatus(name=JOB.name, phase=phase, reason=reason, attempt=attempt, wall_seconds=1800)
+def ended(phase: JobPhase, reason: str = "", *, attempt: int = 1, cause: JobCause | None = None) -> JobStatus:
+    return JobStatus(name=JOB.name, phase=phase, reason=reason, cause=cause, attempt=attempt, wall_seconds=1800)
 
 
 def task(facts: Any, plan: TrainingPlan = PLAN, where: str = "spot") -> Any:
@@ -47,7 +47,7 @@ def test_lost_machines_are_counted_over_machine_hours_once_for_each_attempt_and_
     for status in (
         ended(JobPhase.LOST, "the engine took its machines away"),
         ended(JobPhase.LOST, "the engine took its machines away"),
-        ended(JobPhase.LOST, "out of memory: on rank 3", attempt=2),
+        ended(JobPhase.LOST, "on rank 3", attempt=2, cause=JobCause.OUT_OF_MEMORY),
         ended(JobPhase.STOPPED, "enough", attempt=3),
         ended(JobPhase.SUCCEEDED, attempt=4),
     ):
@@ -62,8 +62,8 @@ def test_a_lost_trial_counts_as_a_lost_training_does(facts: Any, tmp_path: Path,
     connect(monkeypatch, "deepseek_ops_facts", conn_type="deepseek_facts", host=f"sqlite:///{tmp_path / 'facts.db'}")
     connect(monkeypatch, "spot", conn_type="deepseek_launcher", host=str(tmp_path / "jobs"))
     trial = RunTrialOperator(task_id="trial", run="", dataset="", number=0, launcher_conn_id="spot")
-    for reason in ("spot notice", "out of memory: on rank 0"):
-        status = ended(JobPhase.LOST, reason, attempt=len(reason))
+    for attempt, cause in enumerate((JobCause.PREEMPTED, JobCause.OUT_OF_MEMORY), start=1):
+        status = ended(JobPhase.LOST, reason := str(cause), attempt=attempt, cause=cause)
         for _ in range(2):
             with pytest.raises(JobLostError, match=reason):
                 trial.conclude(JOB, status, {"run_id": "r"})

@@ -27,6 +27,7 @@ class Engine:
     def __init__(self) -> None:
         self.phase: JobPhase | None = JobPhase.RUNNING
         self.renewed = 0
+        self.wall_seconds = 0.0
         self.stopped: list[str] = []
         self.away = 0
         self.said = ""
@@ -42,7 +43,8 @@ class Engine:
         if self.away:
             self.away -= 1
             raise TransientError
-        return None if self.phase is None else JobStatus(name=name, phase=self.phase)
+        known = self.phase and JobStatus(name=name, phase=self.phase, wall_seconds=self.wall_seconds)
+        return known or None
 
     def renew(self, name: str) -> None:
         self.renewed += 1
@@ -108,6 +110,24 @@ async def test_a_person_who_kills_the_task_stops_the_job_and_a_cancelled_trigger
 async def test_a_deadline_stops_the_job_and_its_end_is_told(engine: Engine) -> None:
     assert [status.phase for status in await payloads(trigger(deadline=time.time() - 1))] == [JobPhase.STOPPED]
     assert engine.stopped == ["its deadline passed"]
+
+
+async def test_time_in_an_engines_queue_is_none_of_execution_timeout(engine: Engine) -> None:
+    waits = trigger(deadline=time.time() - 1, limit_seconds=1)
+    running = asyncio.ensure_future(payloads(waits))
+    await asyncio.sleep(0.4)
+    assert engine.stopped == [], "no machine has begun with it"
+    engine.wall_seconds = 0.8
+    await asyncio.sleep(0.15)
+    assert engine.stopped == [], "it has had its machines for less than the limit"
+    assert [status.phase for status in await running] == [JobPhase.STOPPED]
+    assert "execution_timeout of 1 s passed" in engine.stopped[0]
+
+
+async def test_a_machine_that_fell_silent_does_not_put_the_deadline_off(engine: Engine) -> None:
+    engine.wall_seconds = 0.9  # from here on it says nothing new
+    ended = await payloads(trigger(deadline=time.time() - 1, limit_seconds=1))
+    assert [status.phase for status in ended] == [JobPhase.STOPPED]
 
 
 async def test_a_missing_connection_ends_the_wait_with_its_error() -> None:

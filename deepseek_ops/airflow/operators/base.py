@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from deepseek_ops.airflow.hooks import FactsHook, GitRemoteHook, LauncherHook, StoreHook
 from deepseek_ops.airflow.operators.environments import note_what_ran, submit
-from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError
+from deepseek_ops.core.errors import JobFailedError, JobLostError, JobPreemptedError, JobStoppedError
 
 if TYPE_CHECKING:
     from deepseek_ops.core.config import PipelineFile
@@ -91,7 +91,7 @@ class DeepSeekOpsOperator(BaseOperator):
 
     def conclude(self, job: JobSpec, status: JobStatus, context: Context) -> dict[str, JsonValue]:
         """Account a settled job and return its result. Raises the error that its end means."""
-        from deepseek_ops.core.jobs import JobPhase
+        from deepseek_ops.core.jobs import JobCause, JobPhase
         from deepseek_ops.pipeline.accounts import account_job
 
         account_job(self.facts, status, run=str(context["run_id"]), device=self.launcher_hook.device)
@@ -103,7 +103,11 @@ class DeepSeekOpsOperator(BaseOperator):
             raise JobFailedError(job.name, status.reason, status.log)
         if status.phase is JobPhase.STOPPED:
             self._yield_or_go_on(job, status, context)
+            if status.cause is JobCause.LEASE_EXPIRED:  # nobody looked for a while; this task still wants it
+                raise JobLostError(job.name, status.reason, status.log)
             raise JobStoppedError(job.name, status.reason)
+        if status.taken_away:
+            raise JobPreemptedError(job.name, status.reason, status.log)
         raise JobLostError(job.name, status.reason, status.log)
 
     def _yield_or_go_on(self, job: JobSpec, status: JobStatus, context: Context) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,36 +15,44 @@ from deepseek_ops.airflow.operators.base import DeepSeekOpsOperator, as_object
 from deepseek_ops.airflow.operators.engines import launcher_for
 from deepseek_ops.airflow.operators.environments import submit
 from deepseek_ops.airflow.triggers.jobs import TrainingJobTrigger
-from deepseek_ops.core.errors import JobFailedError, JobPreemptedError
 
 if TYPE_CHECKING:
     from deepseek_ops.airflow.hooks import LauncherHook
     from deepseek_ops.core.jobs import JobSpec, JobStatus
+    from deepseek_ops.training.losses import Losses
 
-_DIVISOR, _LOSSES = "micro_batch_divisor", "losses"
+_LOSSES, _PROGRESS = "lost_attempts", "progress"
 """Keys of the task state store: they outlive a try, and are gone when somebody clears the task's run."""
-_OUT_OF_MEMORY = "out of memory: "
-_PREEMPTED = ("the engine took its machines away", "the engine ended the job's processes", "spot notice")
-"""What launchers and jobs say when machines were taken away: nobody's fault, and no loss of the budget."""
+_OLD_DIVISOR, _OLD_LOSSES = "micro_batch_divisor", "losses"
+"""The same of releases that kept two numbers."""
 
 
 def note_end(operator: DeepSeekOpsOperator, job: JobSpec, status: JobStatus) -> None:
     """Keep what a settled attempt, of a training or of a trial, met on the machines behind the operator's engine."""
+    from deepseek_ops.core.jobs import JobCause
     from deepseek_ops.pipeline.interruptions import note_attempt
 
-    lost_machines = _OUT_OF_MEMORY not in status.reason  # that is the training's own fault, and no rate
+    lost_machines = status.cause is not JobCause.OUT_OF_MEMORY  # that is the training's own fault, and no rate
     note_attempt(operator.facts, job, status, where=operator.launcher_hook.conn_id, lost_machines=lost_machines)
 
 
-def _kept(context: Any, key: str, default: int) -> int:
+def kept_losses(context: Any) -> Losses:
+    """Return what the task's attempts have lost so far; none below Airflow 3.3, where every try begins anew."""
+    from deepseek_ops.training.losses import Losses
+
     store = context.get("task_state_store")
-    value = store.get(key) if store is not None else None
-    return value if isinstance(value, int) else default
+    if store is None:
+        return Losses()
+    known = store.get(_LOSSES)
+    if isinstance(known, dict):
+        return Losses.load(known)
+    others, divisor = store.get(_OLD_LOSSES), store.get(_OLD_DIVISOR)
+    return Losses(others=others if isinstance(others, int) else 0, divisor=divisor if isinstance(divisor, int) else 1)
 
 
-def _keep(context: Any, key: str, value: int) -> None:
+def _keep(context: Any, key: str, value: JsonValue) -> None:
     store = context.get("task_state_store")
-    if store is not None:  # Airflow below 3.3 has none: there every try begins as the first did
+    if store is not None:
         store.set(key, value)
 
 
@@ -117,8 +124,14 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
 
     :param run: what ``PlanRunOperator`` returned (templated).
     :param plan: a :class:`~deepseek_ops.core.records.TrainingPlan` as JSON (templated).
-    :param max_losses: how often the job may be lost for another reason than preemption or memory. Airflow's ``retries``
-        bound all of them together.
+    ``execution_timeout`` holds while the task waits: it counts from the try's start, or from when the job got its
+    machines where that is later, so time in an engine's queue does not count. The job then stops after a checkpoint,
+    and the task fails without another try: clear it to go on.
+
+    :param max_losses: how often the job may be lost for another reason than its machines or memory. Airflow's
+        ``retries`` bound all of them together.
+    :param max_in_place: how often in a row its machines may be taken away or break before the job comes further than
+        ever before; otherwise that costs nothing.
     :return: a :class:`~deepseek_ops.core.records.Checkpoint` as JSON.
     """
 
@@ -126,8 +139,18 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
     operator_extra_links = (TrainingRunLink(), EngineLink())
     template_fields: Sequence[str] = (*DeepSeekOpsOperator.template_fields, "run", "plan")
 
-    def __init__(self, *, run: Any, plan: Any, poll_seconds: float = 1.0, max_losses: int = 3, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        run: Any,
+        plan: Any,
+        poll_seconds: float = 1.0,
+        max_losses: int = 3,
+        max_in_place: int = 10,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.max_in_place = max_in_place
         self.run = run
         self.plan = plan
         self.max_losses = max_losses
@@ -180,7 +203,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
 
     def poll_until_complete(self, external_id: JsonValue, context: Context) -> NoReturn:
         push_links(self, context, EngineLink())
-        job = self._job()
+        limit = None if self.execution_timeout is None else self.execution_timeout.total_seconds()
         self.defer(
             trigger=TrainingJobTrigger(
                 job_name=str(external_id),
@@ -189,10 +212,13 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
                 facts_conn_id=self.facts_conn_id,
                 lane=self._lane(),
                 run=str(context["run_id"]),
+                # Airflow enforces execution_timeout in execute() alone.
+                deadline=None if limit is None else context["ti"].start_date.timestamp() + limit,
+                limit_seconds=limit,
             ),
             method_name="execute_complete",
-            # execution_timeout does not count while a task is deferred: the job's own deadline and this one do.
-            timeout=timedelta(seconds=job.timeout_seconds + job.grace_seconds + 600),
+            # No timeout of the wait: it would count an engine's queue, and leave the job running. The job ends itself
+            # at its own limit, and without a triggerer at its lease.
         )
         raise AssertionError("defer() returns never")
 
@@ -210,9 +236,10 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         if status is None or not status.settled:
             status = JobStatus(name=job.name, phase=JobPhase.LOST, reason="the engine does not know the job any more")
         self._say_rest(job.name)
+        self._keep_progress(status, context)
         note_end(self, job, status)
         if status.phase is JobPhase.LOST:
-            self._count_loss(job, status, context)
+            status = self._counted(job, status, context)
         result = self.conclude(job, status, context)
         remember(self.facts, job, result, run=str(context["run_id"]))
         checkpoint = Checkpoint.load(result)
@@ -223,7 +250,7 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
         """Return the job as it is tried again: with smaller micro-batches where memory did not suffice."""
         from deepseek_ops.training.micro_batch import PAYLOAD_KEY
 
-        divisor = _kept(context, _DIVISOR, 1)
+        divisor = kept_losses(context).divisor
         if divisor == 1:
             return job
         self.log.warning("micro-batches are %d times smaller than planned, the global batch is the same", divisor)
@@ -238,21 +265,42 @@ class DeepSpeedTrainOperator(ResumableJobMixin, DeepSeekOpsOperator):
             return job
         return with_history(job, history_at(self.facts, self.launcher_hook.conn_id))
 
-    def _count_loss(self, job: JobSpec, status: JobStatus, context: Context) -> None:
-        """Keep what this loss means for the next try. Raises JobPreemptedError, and JobFailedError after too many.
+    def _counted(self, job: JobSpec, status: JobStatus, context: Context) -> JobStatus:
+        """Keep what this loss means for the next try, and return the status: failed where there is to be none.
 
-        Machines that were taken away cost nothing of the budget; memory that ran out halves the micro-batch.
+        Called again for the same attempt it counts nothing, and returns the same.
         """
-        if any(words in status.reason for words in _PREEMPTED):
-            raise JobPreemptedError(job.name, status.reason, status.log)
-        if _OUT_OF_MEMORY in status.reason:
-            _keep(context, _DIVISOR, 2 * _kept(context, _DIVISOR, 1))
-            return
-        losses = _kept(context, _LOSSES, 0) + 1
-        _keep(context, _LOSSES, losses)
-        if losses > self.max_losses:
-            reason = f"it was lost {losses} times, last: {status.reason}; see its events, and clear the task to go on"
-            raise JobFailedError(job.name, reason, status.log)
+        from deepseek_ops.core.jobs import JobCause, JobPhase
+
+        losses = kept_losses(context).after(status)
+        _keep(context, _LOSSES, losses.dump())
+        problem = losses.verdict(status, max_losses=self.max_losses, max_in_place=self.max_in_place)
+        if status.cause is JobCause.OUT_OF_MEMORY:
+            problem = problem or self._no_smaller(job, losses.divisor)
+            problem = f"{status.reason}; {problem}" if problem else ""
+        return status.evolve(phase=JobPhase.FAILED, reason=problem) if problem else status
+
+    def _no_smaller(self, job: JobSpec, divisor: int) -> str:
+        """Return why there are no smaller micro-batches; empty where there are."""
+        from deepseek_ops.core.records import TrainingPlan
+        from deepseek_ops.training.micro_batch import SmallestBatchError, in_smaller_bites
+
+        if "script" in job.payload:
+            return "its script decides about its batches: let it use smaller ones and accumulate more of them"
+        plan = TrainingPlan.load(as_object(self.plan))
+        try:
+            in_smaller_bites(plan, plan.world_size, divisor)
+        except SmallestBatchError as error:
+            return str(error)
+        return ""
+
+    def _keep_progress(self, status: JobStatus, context: Context) -> None:
+        """Keep how far the job came where it outlives the try, as the XCom that the triggerer writes does not."""
+        ti: Any = context.get("ti")
+        noted = ti.xcom_pull(task_ids=self.task_id, key=_PROGRESS, map_indexes=ti.map_index) if ti is not None else None
+        known = {"step": status.step, "attempt": status.attempt, "restarts": status.restarts}
+        seen = {name: value for name, value in known.items() if value is not None}
+        _keep(context, _PROGRESS, {**(noted if isinstance(noted, dict) else {}), **seen, "phase": str(status.phase)})
 
     def engine_page(self) -> str:
         """Return the page of the job in its engine's own interface; empty where the engine has none."""

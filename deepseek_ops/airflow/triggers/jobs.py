@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class TrainingJobTrigger(BaseTrigger):
     :param poll_interval: seconds between two looks; each renews the job's lease.
     :param deadline: seconds since the epoch after which the job is stopped; None has none. Airflow's own
         ``execution_timeout`` does not count while a task is deferred.
+    :param limit_seconds: where given, the deadline is at least so long after the job got its machines: the time it
+        waited for them in its engine's queue does not count.
     :param facts_conn_id: connection of the facts database.
     :param lane: key of the lane of the run's branch: a newer push that takes the run's place stops the job.
     :param run: id of the run; empty has no turn.
@@ -60,6 +63,7 @@ class TrainingJobTrigger(BaseTrigger):
         facts_conn_id: str = FactsHook.default_conn_name,
         lane: str = "",
         run: str = "",
+        limit_seconds: float | None = None,
     ) -> None:
         super().__init__()
         self.facts_conn_id = facts_conn_id
@@ -72,6 +76,9 @@ class TrainingJobTrigger(BaseTrigger):
         self.launcher_conn_id = launcher_conn_id
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.limit_seconds = limit_seconds
+        self._begun = math.inf
+        """When the job was first seen to have its machines, in seconds since the epoch."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -84,6 +91,7 @@ class TrainingJobTrigger(BaseTrigger):
                 "facts_conn_id": self.facts_conn_id,
                 "lane": self.lane,
                 "run": self.run_key,
+                "limit_seconds": self.limit_seconds,
             },
         )
 
@@ -125,10 +133,24 @@ class TrainingJobTrigger(BaseTrigger):
         self._follow(launcher, status)
         if not status.settled:
             launcher.renew(self.job_name)
-            if self.deadline is not None and time.time() >= self.deadline:
-                launcher.stop(self.job_name, "its deadline passed")
+            reason = self._overdue(status)
+            if reason:
+                launcher.stop(self.job_name, reason)
             return self._yield(launcher, status)
         return status
+
+    def _overdue(self, status: JobStatus) -> str:
+        """Return why the job has to end by now; empty where it has not."""
+        now = time.time()
+        if status.wall_seconds:  # the smallest: a machine that fell silent tells an old figure for ever
+            self._begun = min(self._begun, now - status.wall_seconds)
+        if self.deadline is None or now < self.deadline:
+            return ""
+        if self.limit_seconds is None:
+            return "its deadline passed"
+        if now < self._begun + self.limit_seconds:  # not yet, or its engine has not begun with it
+            return ""
+        return f"its task's execution_timeout of {self.limit_seconds:g} s passed; clear the task to go on"
 
     def _follow(self, launcher: Launcher, status: JobStatus) -> None:
         if self._follower is None:
