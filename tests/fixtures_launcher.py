@@ -129,6 +129,29 @@ def obey(context: JobContext) -> dict[str, JsonValue]:
     return {"done": list(done)}
 
 
+def answer(context: JobContext) -> dict[str, JsonValue]:
+    """Answer requests as trainings do: done, done, not possible in our trainer, not possible in a script; then end."""
+    answers: list[tuple[str, dict[str, object]]] = [
+        ("guardian", {"done": True, "went_to": None}),
+        ("guardian", {"done": True, "went_to": 3}),
+        ("guardian", {"done": False, "why_not": "no healthy checkpoint of step 1 or before"}),
+        ("request_not_possible", {}),
+    ]
+    context.report(step=10)
+    number = 0
+    while number <= len(answers):
+        for request in context.requests(number):
+            number = request.number
+            if number <= len(answers):
+                kind, fields = answers[number - 1]
+                named = {"request": number} if kind == "guardian" else {"number": number}
+                context.event(kind, step=10, action=request.verb, **named, **fields)
+                if request.verb == "checkpoint":
+                    context.event("checkpoint", step=10, reason="request")
+        time.sleep(0.02)
+    return {}
+
+
 def deaf(context: JobContext) -> dict[str, JsonValue]:
     """Finish without ever asking whether to stop."""
     context.report(step=1)
