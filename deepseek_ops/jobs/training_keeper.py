@@ -14,10 +14,11 @@ from pydantic import JsonValue
 
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.jobs.agreement import Peers
+from deepseek_ops.jobs.training_choice import goes_to_store
 from deepseek_ops.jobs.training_restore import Machine, Restored
 from deepseek_ops.jobs.training_shelf import Sealing, Shelf
 from deepseek_ops.jobs.training_store import StoredCheckpoints
-from deepseek_ops.jobs.training_upload import Place, Uploads, goes_to_store
+from deepseek_ops.jobs.training_upload import Place, Uploads
 from deepseek_ops.training.checkpoints import CheckpointName
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class Keeper:
         self._sealing: Sealing | None = None
 
     def begin(self) -> None:
-        """Tidy up what a dead process left half done."""
+        """Tidy up what a dead process left half done, and tell the store what it found out of health."""
         if self.machine.leads:
             self.shelf.tidy()
-            self._uploading()  # now: threads use it later
+            self._uploading().catch_up()
 
     def stored(self) -> StoredCheckpoints:
         """Return the training's checkpoints in the store."""
@@ -65,9 +66,9 @@ class Keeper:
         return self._uploads.seconds if self._uploads is not None else 0.0
 
     def goes_to_store(self, name: CheckpointName, *, must: bool) -> bool:
-        """Return whether the checkpoint is sent, the same on every rank; see ``training_upload.goes_to_store``."""
+        """Return whether the checkpoint is sent, the same on every rank; see ``training_choice``."""
         uploads = self._uploading() if self.machine.leads else None
-        return goes_to_store(self._peers, self._place, name, uploads, must=must)
+        return goes_to_store(self._peers, self.machine.num_nodes, name, uploads, must=must)
 
     def seal_later(
         self,

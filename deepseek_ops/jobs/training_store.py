@@ -55,10 +55,16 @@ class StoredCheckpoints:
     def candidates(self) -> list[Candidate]:
         """Return the whole checkpoints, by two reads of the store for each."""
         found = []
-        for name, healthy in sorted(self._listed().items()):
+        for name, healthy in sorted(self.whole().items()):
             with suppress(ObjectNotFoundError):  # let go since it was listed
                 found.append(Candidate(name, healthy, self.read(name).calm))
         return found
+
+    def whole(self) -> dict[CheckpointName, bool]:
+        """Return the whole checkpoints and whether each is healthy."""
+        keys = {info.key for info in self._store.list(self.prefix)}
+        names = {name for key in keys if key.endswith(f"/{_WHOLE}") and (name := self._name_in(key)) is not None}
+        return {name: self._key(name, _HEALTHY) in keys for name in names}
 
     def read(self, name: CheckpointName) -> StoredCheckpoint:
         """Return the record of a whole checkpoint. Raises ObjectNotFoundError."""
@@ -110,14 +116,16 @@ class StoredCheckpoints:
     def prune(self, *, held: Iterable[CheckpointName] = (), keep: int = KEPT_STORED) -> list[CheckpointName]:
         """Let go what the policy does not keep, and parts of checkpoints that nobody completed; return which.
 
-        Parts of a life that is not the newest are nobody's work in progress; whole ones are judged by the policy.
+        Parts of a life that is not the newest are nobody's work in progress, and neither are those that are older than
+        a whole checkpoint: machines send in the order of the steps. Whole ones are judged by the policy.
         """
-        everything, whole = self._everything(), self._listed()
+        everything, whole = self._everything(), self.whole()
         stay = kept([Candidate(name, healthy) for name, healthy in whole.items()], keep, held=held)
-        newest = max((name.life for name in everything), default=None)
-        gone = [name for name in everything if (name not in stay if name in whole else name.life != newest)]
+        life, newest = max((name.life for name in everything), default=None), max(whole, default=None)
+        parts = {name for name in everything if name.life == life and (newest is None or name > newest)}
+        gone = everything - stay - (parts - whole.keys())
         self.remove(sorted(gone))
-        return gone
+        return sorted(gone)
 
     def newest_life(self) -> Life | None:
         """Return the newest life that has stored anything."""
@@ -141,12 +149,6 @@ class StoredCheckpoints:
             step()
 
         in_parallel(fetch, files, _TRANSFERS)
-
-    def _listed(self) -> dict[CheckpointName, bool]:
-        """Return the whole checkpoints and whether each is healthy."""
-        keys = {info.key for info in self._store.list(self.prefix)}
-        names = {name for key in keys if key.endswith(f"/{_WHOLE}") and (name := self._name_in(key)) is not None}
-        return {name: self._key(name, _HEALTHY) in keys for name in names}
 
     def _everything(self) -> set[CheckpointName]:
         return {name for info in self._store.list(self.prefix) if (name := self._name_in(info.key)) is not None}

@@ -2,11 +2,8 @@
 
 A store that is away delays uploads and nothing else: the training goes on, the checkpoints on this machine's disk are
 there, and when the store is back the newest one goes up. Each machine sends its part; when all parts are there the
-first machine declares the checkpoint whole. An attempt that is no longer the newest declares nothing.
-
-Several machines choose together what they send (``goes_to_store``): where each sent its own newest one, machines that
-need different times, and more than an interval, would hardly ever send the same one, and none would become whole. So
-a checkpoint goes up when the one before is whole: every k-th one, for the slowest machine's k.
+first machine declares the checkpoint whole. An attempt that is no longer the newest declares nothing. What several
+machines send is agreed on in ``training_choice``.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deepseek_ops.core.errors import TransientError
-from deepseek_ops.jobs.agreement import Peers, any_rank
 from deepseek_ops.jobs.training_shelf import Shelf, Shelved
 from deepseek_ops.jobs.training_store import Sent, StoredCheckpoints
 from deepseek_ops.training.checkpoints import CheckpointName, StoredCheckpoint
@@ -70,6 +66,8 @@ class Uploads:
         """Whether the last try failed in a way that another one will not mend."""
         self._healthy: set[CheckpointName] = set()
         """Healthy, and not known to be so in the store."""
+        self._behind = False
+        """Whether this machine's disk may know more of health than the store."""
         self._gone: set[CheckpointName] = set()
         self._sent: set[CheckpointName] = set()
         self._sending: CheckpointName | None = None
@@ -120,6 +118,13 @@ class Uploads:
             self._healthy.add(name)
         self._wake()
 
+    def catch_up(self) -> None:
+        """Tell the store what the disk knows to be healthy: whoever found it out may have been killed before."""
+        if self._place.node == 0:
+            with self._changed:
+                self._behind = True
+            self._wake()
+
     def forget(self, names: Iterable[CheckpointName]) -> None:
         """Let checkpoints go in the store: nobody must go on from them."""
         with self._changed:
@@ -158,7 +163,7 @@ class Uploads:
 
     def _work(self) -> bool:
         """Return whether there is something to do now; health is told of what is in the store."""
-        return self._waiting is not None or bool(self._gone) or bool(self._healthy & self._sent)
+        return self._waiting is not None or self._behind or bool(self._gone) or bool(self._healthy & self._sent)
 
     def _run(self) -> None:
         delay, delayed_since = self._first_retry, 0.0
@@ -199,6 +204,8 @@ class Uploads:
             self._forget(gone)
         elif name is not None:
             self._send(name)
+        elif self._behind:
+            self._compare()
         elif healthy:
             for one in healthy:
                 if self._place.node == 0:
@@ -214,6 +221,16 @@ class Uploads:
         with self._changed:
             self._gone -= gone
             self._sent -= gone
+
+    def _compare(self) -> None:
+        """Have the store told of every whole checkpoint that is healthy on the disk and not there."""
+        here = {one.name for one in self._shelf.all() if one.healthy}
+        there = {name for name, healthy in self._stored.whole().items() if not healthy}
+        with self._changed:
+            untold = (here & there) - self._gone
+            self._sent |= untold
+            self._healthy |= untold
+            self._behind = False
 
     def _send(self, name: CheckpointName) -> None:
         """Send this machine's files; they stay on the disk until they are sent, whatever comes meanwhile."""
@@ -293,23 +310,3 @@ class Uploads:
         with self._changed:
             self._ended = True
         self._say("checkpoint_fenced", reason="a newer attempt of this training writes now")
-
-
-def goes_to_store(
-    peers: Peers, place: Place, name: CheckpointName, uploads: Uploads | None, *, must: bool = False
-) -> bool:
-    """Return whether the checkpoint that is about to be taken is sent, the same on every rank; all call it together.
-
-    One machine sends them all, as fast as it can. Several send this one when the one before is whole in the store, or
-    will never be, or when this one ``must`` go up: it is somebody's wish, or the last. Call it when nothing is being
-    written any more; whoever is told True offers the checkpoint once it is on its disk.
-
-    Args:
-        uploads: Of this machine; None on ranks that are not its first.
-    """
-    if place.num_nodes == 1:
-        return True
-    chosen = any_rank(peers, must or (uploads is not None and uploads.wants_another()))
-    if chosen and uploads is not None:
-        uploads.expect(name)
-    return chosen

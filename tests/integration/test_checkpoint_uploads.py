@@ -12,7 +12,7 @@ from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.gc_names import Names, add_names_in_store
 from deepseek_ops.jobs.training_shelf import Sealing, leave_part
-from deepseek_ops.training.checkpoints import CheckpointName, Life, files_for
+from deepseek_ops.training.checkpoints import CheckpointName, Life, files_for, to_rewind
 
 
 def test_an_uploaded_checkpoint_is_whole_named_by_its_digests_and_kept_from_collections(desk, store):  # noqa: F811
@@ -152,6 +152,34 @@ def test_parts_of_dead_attempts_go_and_those_of_this_one_stay(desk, store):  # n
     desk.sent()
     left = {key.key.split("/")[3] for key in store.list("runs/this/checkpoints/")}
     assert left == {str(own), str(CheckpointName(Life(2, 0), 20))}
+
+
+def test_parts_older_than_the_newest_whole_checkpoint_go(desk, store):  # noqa: F811
+    older, newer = (CheckpointName(Life(1, 0), step) for step in (10, 30))
+    for name in (older, newer):
+        store.create(f"runs/this/checkpoints/{name}/node-001.json", b"{}")
+    whole = desk.make(20)
+    desk.uploads.offer(whole)
+    desk.sent()
+    left = {key.key.split("/")[3] for key in store.list("runs/this/checkpoints/")}
+    assert left == {str(whole), str(newer)}, "nobody completes the older one any more, the newer one is on its way"
+
+
+def test_health_that_a_killed_process_could_not_tell_is_told_by_the_next(tmp_path, desk, store):  # noqa: F811
+    first, second, unsent = desk.make(10), desk.make(20), desk.make(30)
+    for name in (first, second):
+        desk.uploads.offer(name)
+        desk.sent()
+    for name in (first, unsent):
+        desk.shelf.mark_healthy(name)  # and killed before the store was told
+    again = Desk(tmp_path, store)
+    store.away.set()
+    again.uploads.catch_up()
+    until(lambda: store.refused)
+    store.away.clear()
+    again.sent()
+    assert [(one.name, one.healthy) for one in again.stored.candidates()] == [(first, True), (second, False)]
+    assert to_rewind(again.stored.candidates(), before=15) is not None
 
 
 def test_a_fetch_that_was_cut_goes_on_and_wrong_bytes_are_refused(desk, store, tmp_path):  # noqa: F811
