@@ -78,6 +78,7 @@ def _curves(view: RunView) -> list[Child]:
     key = el(
         "p",
         [[el("span", class_=f"sign-{tone}"), f" {what} "] for tone, what in _SIGNS],
+        el("br"),
         "A shaded band is the range of the steps that one point stands for.",
         class_="signs",
     )
