@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from fixtures_checkpoint_store import PLAN, Desk, desk, store, until  # noqa: F401  (pytest fixtures)
 
 from deepseek_ops.core.errors import IntegrityError, ObjectNotFoundError
+from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.gc_names import Names, add_names_in_store
+from deepseek_ops.jobs.training_keeper import Keeper
+from deepseek_ops.jobs.training_ranks import Ranks
 from deepseek_ops.jobs.training_shelf import Sealing, leave_part
 from deepseek_ops.training.checkpoints import CheckpointName, Life, files_for, to_rewind
 
@@ -180,6 +184,21 @@ def test_health_that_a_killed_process_could_not_tell_is_told_by_the_next(tmp_pat
     again.sent()
     assert [(one.name, one.healthy) for one in again.stored.candidates()] == [(first, True), (second, False)]
     assert to_rewind(again.stored.candidates(), before=15) is not None
+
+
+def test_every_start_of_a_training_tells_the_store_what_its_disk_knows(tmp_path, desk, store):  # noqa: F811
+    name = desk.make(10)
+    desk.uploads.offer(name)
+    desk.sent()
+    desk.shelf.mark_healthy(name)
+    spec = JobSpec(name="again", kind="train", payload={})
+    context = JobContext(spec, tmp_path / "job", store=store)
+    shutil.copytree(desk.shelf.folder, context.work / "checkpoints")
+    plan = SimpleNamespace(fingerprint=PLAN, run_prefix="runs/this")
+    keeper = Keeper(context, plan, Ranks(0, 1, "cpu", lambda: False), say=context.event, settle=lambda: None)
+    keeper.begin()
+    keeper.finish()
+    assert desk.stored.candidates()[0].healthy
 
 
 def test_a_fetch_that_was_cut_goes_on_and_wrong_bytes_are_refused(desk, store, tmp_path):  # noqa: F811
