@@ -8,7 +8,7 @@ is *replayed* from here instead of being counted a second time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
@@ -39,6 +39,8 @@ class Entry:
     """For a rewind: the step it went back to."""
     request: int = 0
     """Number of the person's request that it obeys."""
+    requests_of: str = ""
+    """Whose requests are numbered so: a run may be trained by several jobs, and each counts its own from 1."""
     job_attempt: int = 1
 
     def dump(self) -> dict[str, JsonValue]:
@@ -54,6 +56,7 @@ class Entry:
             "factor": repr(self.factor),
             "went_to": self.went_to,
             "request": self.request,
+            "requests_of": self.requests_of,
             "job_attempt": self.job_attempt,
         }
 
@@ -72,6 +75,7 @@ class Entry:
             factor=float(str(body["factor"])),
             went_to=None if went_to is None else int(str(went_to)),
             request=int(str(body["request"])),
+            requests_of=str(body.get("requests_of", "")),
             job_attempt=int(str(body["job_attempt"])),
         )
 
@@ -82,6 +86,8 @@ class Ledger:
 
     entries: list[Entry] = field(default_factory=list)
     job_attempt: int = 1
+    requests_of: str = ""
+    """The job that trains now, told from every other that has had its name."""
 
     @property
     def next_number(self) -> int:
@@ -112,8 +118,9 @@ class Ledger:
 
     @property
     def obeyed(self) -> int:
-        """Number of the newest request of a person that was obeyed."""
-        return max((entry.request for entry in self.entries), default=0)
+        """Number of the newest request of a person that was obeyed, of those that were made to this job."""
+        own = ("", self.requests_of)
+        return max((entry.request for entry in self.entries if entry.requests_of in own), default=0)
 
     def taken(self, rule: str, step: int) -> Entry | None:
         """Return what was done at this step of this timeline for the rule, if this run is a repetition of it.
@@ -161,22 +168,22 @@ class Ledger:
         return factor
 
     def add(self, entry: Entry) -> None:
-        """Append an entry."""
-        self.entries.append(entry)
+        """Append an entry; a request that it obeys is this job's."""
+        self.entries.append(replace(entry, requests_of=self.requests_of) if entry.request else entry)
 
     def dump(self) -> list[JsonValue]:
         """Return the entries as JSON."""
         return [entry.dump() for entry in self.entries]
 
     @classmethod
-    def load(cls, bodies: Iterable[JsonValue], *, job_attempt: int) -> Ledger:
+    def load(cls, bodies: Iterable[JsonValue], *, job_attempt: int, requests_of: str = "") -> Ledger:
         """Return the ledger of these entries; of two with one number, the first counts."""
         found: dict[int, Entry] = {}
         for body in bodies:
             if isinstance(body, Mapping):
                 entry = Entry.load(body)
                 found.setdefault(entry.number, entry)
-        return cls([found[number] for number in sorted(found)], job_attempt)
+        return cls([found[number] for number in sorted(found)], job_attempt, requests_of)
 
     def _counted(self) -> Sequence[Entry]:
         start = max(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.core.objects import blob_key
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.gc_names import Names, add_names_in_store
+from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.training_keeper import Keeper
 from deepseek_ops.jobs.training_ranks import Ranks
 from deepseek_ops.jobs.training_shelf import Sealing, leave_part
