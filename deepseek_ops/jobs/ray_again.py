@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
+from deepseek_ops.adapters.local_launcher.budget import LEAST_SECONDS
 from deepseek_ops.adapters.remote_launcher.layout import (
     STARTED,
     Beat,
@@ -22,7 +23,7 @@ from deepseek_ops.adapters.remote_launcher.layout import (
     read_control,
 )
 from deepseek_ops.core.errors import ObjectExistsError, ObjectNotFoundError
-from deepseek_ops.core.jobs import JobCause, JobPhase, JobRequest, JobStatus
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobRequest, JobSpec, JobStatus
 from deepseek_ops.core.ports import ObjectStore
 from deepseek_ops.core.records import canonical_json
 
@@ -64,7 +65,7 @@ def begin_again(store: ObjectStore, job: str, engine_id: str, num_nodes: int) ->
         if end.phase is not JobPhase.LOST:
             _keep(store, keys.of(newest.attempt, "ended.json"), canonical_json(end.dump()))
             return 0
-        spec = newest.spec.evolve(num_nodes=num_nodes)
+        spec = _left_of(newest.spec, end).evolve(num_nodes=num_nodes)
         following = newest.evolve(attempt=newest.attempt + 1, spec=spec, device_seconds=end.device_seconds)
         if _keep(store, keys.attempt(following.attempt), canonical_json(following.dump())):
             _keep(store, keys.of(newest.attempt, "ended.json"), canonical_json(end.dump()))
@@ -73,6 +74,13 @@ def begin_again(store: ObjectStore, job: str, engine_id: str, num_nodes: int) ->
                 _keep(store, keys.of(following.attempt, STARTED), started)
             return following.attempt
     return 0
+
+
+def _left_of(spec: JobSpec, end: JobStatus) -> JobSpec:
+    """Return the job with what the attempt that ended has left of its budget; nothing left ends the next at once."""
+    if spec.budget_seconds is None:
+        return spec
+    return spec.evolve(timeout_seconds=max(LEAST_SECONDS, spec.timeout_seconds - end.wall_seconds))
 
 
 def ask_for_checkpoint(store: ObjectStore, job: str) -> int:

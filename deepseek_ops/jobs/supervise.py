@@ -176,7 +176,8 @@ class JobSupervisor:
 
     def _check_limits(self, now: float) -> None:
         if now - self._began > self._spec.timeout_seconds:
-            self._request_stop("timeout", f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}")
+            of = "" if self._spec.budget_seconds is None else f", budget_seconds={self._spec.budget_seconds:g} in all"
+            self._request_stop("timeout", f"ran longer than timeout_seconds={self._spec.timeout_seconds:g}{of}")
         limit = patience(self._spec.lease_seconds, self._spec.grace_seconds, last_words=LAST_WORDS_SECONDS)
         if self._spec.lease_seconds and now - self._renewed(now) > limit:
             reason = f"lease expired: not renewed for {limit:g} seconds"

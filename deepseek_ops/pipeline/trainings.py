@@ -133,15 +133,18 @@ def training_job(
         num_nodes=plan.num_nodes,
         min_nodes=config.training.min_nodes,
         max_restarts=3,
-        timeout_seconds=_seconds_allowed(config, run, plan, device=device),
+        budget_seconds=_seconds_allowed(config, run, plan, device=device),
         grace_seconds=60,
         lease_seconds=180,
     )
 
 
-def _seconds_allowed(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, device: str) -> float:
-    """Return how long the budget lets the training run: the job itself ends at it, whoever is looking."""
-    limits = [7 * 24 * 3600.0]
+def _seconds_allowed(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, device: str) -> float | None:
+    """Return how long the budget lets the training run in all its attempts, None for ever.
+
+    The job itself ends at it, whoever is looking; what its earlier attempts spent is gone.
+    """
+    limits = []
     if config.training.budget.hours is not None:
         limits.append(config.training.budget.hours * 3600)
     if run.budget_usd is not None:
@@ -151,4 +154,4 @@ def _seconds_allowed(config: PipelineFile, run: RunPlan, plan: TrainingPlan, *, 
             if seconds < 1:
                 raise BudgetError(run.budget_usd, seconds)
             limits.append(seconds)
-    return min(limits)
+    return min(limits, default=None)

@@ -13,8 +13,9 @@ import pytest
 from fixtures_launcher import job, settled, until
 
 from deepseek_ops.adapters.local_launcher import LocalLauncher, UnknownJobError
+from deepseek_ops.adapters.local_launcher.errors import BudgetSpentError, OneMachineError
 from deepseek_ops.core.errors import JobFailedError, JobLostError, JobStoppedError, PermanentError
-from deepseek_ops.core.jobs import JobPhase
+from deepseek_ops.core.jobs import JobCause, JobPhase
 from deepseek_ops.core.ports import Launcher
 
 
@@ -107,6 +108,21 @@ class LauncherContract:
         assert [event["reason"] for event in saved] == ["budget spent"]
         with pytest.raises(JobStoppedError, match="budget spent"):
             launcher.result(spec.name)
+
+    def test_attempts_share_a_budget(self, launcher: Launcher) -> None:
+        spec = job("wait", grace_seconds=1)
+        launcher.submit(spec)
+        until(lambda: launcher.status(spec.name).step)
+        launcher.stop(spec.name, "for now")
+        spent = settled(launcher, spec.name).device_seconds
+        limited = spec.evolve(budget_seconds=spent + 1.5)
+        launcher.submit(limited)
+        second = settled(launcher, spec.name)
+        assert (second.phase, second.cause) == (JobPhase.FAILED, JobCause.TIMED_OUT)
+        assert "timeout_seconds=1.5, budget_seconds=" in second.reason
+        with pytest.raises(BudgetSpentError, match=r"raise training\.budget"):
+            launcher.submit(limited)
+        assert launcher.status(spec.name) == second
 
     def test_a_stop_after_the_end_changes_nothing(self, launcher: Launcher) -> None:
         spec = job("echo")
@@ -298,6 +314,12 @@ class TestLocalLauncher(LauncherContract):
     @pytest.fixture(scope="class")
     def another(self, root: Path) -> LocalLauncher:
         return LocalLauncher(root, warm=False)
+
+    def test_a_training_of_several_machines_is_refused(self, launcher: LocalLauncher) -> None:
+        spec = job("march", kind="train", num_nodes=2)
+        with pytest.raises(OneMachineError, match="num_nodes=2"):
+            launcher.submit(spec)
+        assert launcher.status(spec.name) is None
 
 
 class TestWarmLauncher(LauncherContract):

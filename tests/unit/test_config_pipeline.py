@@ -82,6 +82,11 @@ class TestMeaning:
         assert ["training.min_nodes" in text for text in pipeline.warnings] == [True] * warned
         assert load_pipeline(f"training: {{engine: {engine}, nodes: 4, min_nodes: 4}}", file="f").warnings == ()
 
+    def test_machines_without_an_engine_that_has_them_are_warned_of(self):
+        warned = load_pipeline("training: {nodes: 4}", file="f").warnings
+        assert ["training.engine names none; runs are refused until it does: ray" in text for text in warned] == [True]
+        assert load_pipeline("training: {nodes: 4, engine: slurm}", file="f").warnings == ()
+
     def test_user_datasets_stand_beside_the_built_in_ones(self):
         text = "validation: {datasets: {mine: {split: val, max_items: 5}}, stages: [{name: a, dataset: mine}]}"
         assert set(load_pipeline(text, file="f").validation.datasets) == {"mine", "small-test-set", "full-test-set"}
@@ -123,6 +128,7 @@ class TestOneProblem:
             ("training: {nodes: 0}", "training.nodes", "greater than or equal to 1"),
             ("training: {nodes: 4, min_nodes: 3, engine: ray}", "training.min_nodes", "divisor of nodes: 1, 2, 4."),
             ("training: {nodes: 2, min_nodes: 4, engine: ray}", "training.min_nodes", "cannot go on with 4"),
+            ("training: {nodes: 2, engine: local}", "training.nodes", "an engine that has them: ray, slurm"),
             ("training: {nodes: 0, min_nodes: 3}", "training.nodes", "greater than or equal to 1"),
             ("training:", "training", "Give it a value, or remove the key."),
             ("training: {base: champion}", "training.base", "model://name/champion"),

@@ -226,6 +226,16 @@ def test_machines_that_the_job_does_not_need_get_none(store: LocalStore, keys: J
         assert read_control(store, keys).has(1, "ended.json"), "the result is promoted to the attempt's end"
 
 
+def test_a_new_gathering_has_what_the_old_one_left_of_the_budget(tmp_path: Path) -> None:
+    from deepseek_ops.jobs.ray_again import _left_of
+
+    spec = JobSpec(name="train", kind="train", payload={}, timeout_seconds=100, budget_seconds=300, num_nodes=2)
+    ended = JobStatus(name="train", phase=JobPhase.LOST, wall_seconds=60)
+    assert _left_of(spec, ended).timeout_seconds == 40
+    assert _left_of(spec, ended.evolve(wall_seconds=100)).timeout_seconds == 1
+    assert _left_of(spec.evolve(budget_seconds=None), ended).timeout_seconds == 100
+
+
 def test_a_job_that_was_retired_gets_no_attempt(tmp_path: Path) -> None:
     assert begin_again(LocalStore(tmp_path), "train", "train-1-x", 1) == 0
     assert ask_for_checkpoint(LocalStore(tmp_path), "train") == 0

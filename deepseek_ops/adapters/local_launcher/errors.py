@@ -80,3 +80,32 @@ class JobNotRunningError(PermanentError):
 
     def __str__(self) -> str:
         return f"job {self.job} has ended ({self.phase}): it can obey no request; submit it again first."
+
+
+@dataclass(eq=False)
+class OneMachineError(PermanentError):
+    """A training of several machines, for the launcher of one."""
+
+    job: str
+    num_nodes: int
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job} wants num_nodes={self.num_nodes}, and the local launcher has one machine: its ranks would "
+            "wait for others that never come. Use one node, or the launcher of ray, slurm, kubernetes or sagemaker."
+        )
+
+
+@dataclass(eq=False)
+class BudgetSpentError(PermanentError):
+    """The attempts before this one have used up what all of them together may run."""
+
+    job: str
+    spent_seconds: float
+    budget_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job} has run for {self.spent_seconds:.0f} s in its attempts so far, and its budget of "
+            f"{self.budget_seconds:.0f} s is for all of them; raise training.budget or the run's budget_usd to go on."
+        )

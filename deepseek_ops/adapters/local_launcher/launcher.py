@@ -23,9 +23,11 @@ from typing import Literal
 from pydantic import JsonValue
 
 from deepseek_ops.adapters.local_launcher import processes
+from deepseek_ops.adapters.local_launcher.budget import within_budget
 from deepseek_ops.adapters.local_launcher.errors import (
     JobNotRunningError,
     JobNotSettledError,
+    OneMachineError,
     UnknownJobError,
 )
 from deepseek_ops.adapters.local_launcher.folder import (
@@ -74,8 +76,11 @@ class LocalLauncher:
     def submit(self, job: JobSpec, *, secrets: Mapping[str, str] | None = None) -> JobStatus:
         """Start the job unless one of its name runs or has succeeded; return its status either way.
 
-        Raises NoSpaceForJobError, JobFolderError, JobStartError.
+        Raises NoSpaceForJobError, JobFolderError, JobStartError, BudgetSpentError, and OneMachineError for a training
+        of several machines.
         """
+        if job.num_nodes > 1:
+            raise OneMachineError(job.name, job.num_nodes)
         files = self._files(job.name)
         with files.locked() as lock:
             known = status_of(files, job.name, lock_is_ours=True)
@@ -220,15 +225,15 @@ class LocalLauncher:
 
     def _begin(self, files: JobFolder, job: JobSpec, known: JobStatus | None) -> None:
         """Raise the fencing token; from here on what an older attempt wrote means nothing."""
+        spent = known.device_seconds if known is not None else 0.0
+        job = within_budget(job, spent, num_ranks=job.num_ranks)
         _kill_leftovers(files)
         with disk(files.path):
             files.claims.mkdir(mode=0o700, exist_ok=True)
             files.work.mkdir(mode=0o700, exist_ok=True)
         files.write("spec.json", job)
-        if known is None:
-            files.write("attempt.json", Attempt(attempt=1))
-        else:
-            files.write("attempt.json", Attempt(attempt=known.attempt + 1, device_seconds=known.device_seconds))
+        number = known.attempt + 1 if known is not None else 1
+        files.write("attempt.json", Attempt(attempt=number, device_seconds=spent))
 
     def _start(self, files: JobFolder, job: JobSpec, secrets: Mapping[str, str], lock: int) -> None:
         python = job.python or self._python

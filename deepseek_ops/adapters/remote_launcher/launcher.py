@@ -23,8 +23,9 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from deepseek_ops.adapters.local_launcher.budget import within_budget
 from deepseek_ops.adapters.local_launcher.errors import JobNotRunningError, JobNotSettledError, UnknownJobError
-from deepseek_ops.adapters.remote_launcher.asking import NodeShape, engine_job, new_engine_id
+from deepseek_ops.adapters.remote_launcher.asking import NodeShape, engine_job, new_engine_id, ranks_per_node
 from deepseek_ops.adapters.remote_launcher.errors import RequestRaceError, SubmitRaceError
 from deepseek_ops.adapters.remote_launcher.layout import (
     NAMES,
@@ -95,7 +96,7 @@ class RemoteLauncher:
     def submit(self, job: JobSpec, *, secrets: Mapping[str, str] | None = None) -> JobStatus:
         """Start the job unless one of its name runs or has succeeded; return its status either way.
 
-        Raises SubmitRaceError, StoreUnavailableError, and what the engine says against the job.
+        Raises SubmitRaceError, StoreUnavailableError, BudgetSpentError, and what the engine says against the job.
         """
         given = {**self._access, **(secrets or {})}
         for _ in range(_TRIES):
@@ -242,12 +243,13 @@ class RemoteLauncher:
     def _decide(self, job: JobSpec, before: JobStatus | None, life: str) -> RemoteAttempt | None:
         """Return the new attempt if it was this process that created it, None when another was first."""
         number = before.attempt + 1 if before is not None else 1
+        spent = before.device_seconds if before is not None else 0.0
         record = RemoteAttempt(
-            spec=job,
+            spec=within_budget(job, spent, num_ranks=ranks_per_node(job) * job.num_nodes),
             attempt=number,
             engine_id=new_engine_id(job.name, number, self._store.uri),
             life=life,
-            device_seconds=before.device_seconds if before is not None else 0.0,
+            device_seconds=spent,
         )
         with suppress(ObjectExistsError):
             self._store.create(f"{NAMES}{job.name}", b"{}")

@@ -28,6 +28,7 @@ _BUNDLE_URI = re.compile(r"s3://[A-Za-z0-9._-]{1,63}/[^\x00-\x20?#@]+")
 DEFAULT_LEARNING_RATE = 3e-4
 DEFAULT_SAMPLES_PER_RANK = 8
 _WORLD_PLACES: tuple[Place, ...] = (("nodes",), ("gpus_per_node",))
+_SCALED_OUT = "ray, slurm, kubernetes or sagemaker"
 _ELASTIC_ENGINES = ("ray",)
 """Engines that go on with fewer machines; the others begin again with all of them."""
 
@@ -158,9 +159,15 @@ class Training(Config):
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> Training:
-        problems = [*self._indivisible(), *self._inelastic()]
+        problems = [*self._indivisible(), *self._inelastic(), *self._too_far()]
         if problems:
             raise Problems(tuple(problems))
+        if self.engine == "local" and self.nodes > 1:
+            warn(
+                info,
+                f"training.nodes: {self.nodes} machines need an engine that has them, and training.engine names none; "
+                f"runs are refused until it does: {_SCALED_OUT}",
+            )
         if self.min_nodes not in (None, self.nodes) and self.engine not in _ELASTIC_ENGINES:
             warn(
                 info,
@@ -168,6 +175,13 @@ class Training(Config):
                 f"one begins again with {self.nodes} from its last checkpoint",
             )
         return self
+
+    def _too_far(self) -> list[Problem]:
+        """Say that the local engine is one machine, where the file names it; one that names none gets a warning."""
+        if self.nodes == 1 or self.engine != "local" or "engine" not in self.model_fields_set:
+            return []
+        text = f"engine local is this machine, and {self.nodes} are asked for."
+        return [Problem(("nodes",), text, f"Use 1, or an engine that has them: {_SCALED_OUT}.", needs=(("engine",),))]
 
     def _inelastic(self) -> list[Problem]:
         """Say that min_nodes is no size the training can have: every rank's share of a batch must stay whole."""
