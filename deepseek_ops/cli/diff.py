@@ -11,7 +11,7 @@ from deepseek_ops.cli.lineage_options import AsJson, FactsDsn, Registries, Repos
 from deepseek_ops.pipeline.lineage_diff import compare
 from deepseek_ops.pipeline.lineage_diff_text import diff_text
 
-Old = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, a run id, a tag or a commit.")]
+Old = Annotated[str, typer.Argument(help="MODEL@VERSION, MODEL@ALIAS, a run, tag, commit or branch.")]
 New = Annotated[str, typer.Argument(help="What is compared with it, named in the same ways.")]
 
 

@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
+from deepseek_ops.adapters.git import open_clone
 from deepseek_ops.adapters.git.tracing import GitTracer, open_tracer
 from deepseek_ops.adapters.stores import STORE_VARIABLE, open_store
-from deepseek_ops.core.errors import DeepSeekOpsError
+from deepseek_ops.core.errors import DeepSeekOpsError, RefNotFoundError
 from deepseek_ops.core.ports import Facts, ObjectStore
 from deepseek_ops.data import StoreBlobs
 from deepseek_ops.pipeline.lineage_sources import Sources
@@ -37,7 +38,8 @@ Repositories = Annotated[
     list[str] | None,
     typer.Option(
         "--repo",
-        help="URL or clone to look into before the recorded one: where a renamed repository is now; repeatable. "
+        help="URL to look into before the recorded one: where a renamed repository is now; of a clone its origin, "
+        "then itself; repeatable. "
         f"Login from {GIT_USER} and {GIT_TOKEN}.",
     ),
 ]
@@ -71,7 +73,7 @@ def opened_sources(store: str, facts: str, registries: list[str] | None, repos: 
             stores=OpenedStores(store),
             facts=known,
             registries=tuple(registries or ()),
-            repositories=tuple(_address(repo) for repo in repos or ()),
+            repositories=tuple(address for repo in repos or () for address in _addresses(repo)),
             open_tracer=lambda url: _tracer(url, cache),
         )
         if problem:
@@ -95,7 +97,13 @@ def _tracer(url: str, cache: Path) -> GitTracer:
     return open_tracer(url, username=username, password=token, cache=cache)
 
 
-def _address(repository: str) -> str:
-    """Return the URL of a repository; a folder is a clone, or a bare repository."""
-    folder = Path(repository)
-    return str(folder.resolve()) if "://" not in repository and folder.is_dir() else repository
+def _addresses(repository: str) -> tuple[str, ...]:
+    """Return the URLs of a repository: of a clone where it was cloned from, as that knows newer results, and itself."""
+    folder = Path(repository).expanduser()
+    if "://" in repository or not folder.is_dir():
+        return (repository,)
+    clone = open_clone(folder)
+    try:
+        return (clone.origin(), clone.database)
+    except RefNotFoundError:
+        return (clone.database,)

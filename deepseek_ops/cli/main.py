@@ -15,7 +15,11 @@ COMMANDS = {
     "validate": ("deepseek_ops.cli.validate", "validate", "Check a pipeline file."),
     "plan": ("deepseek_ops.cli.plan", "plan", "Which stages a run of a ref would do, or find done, and why."),
     "schema": ("deepseek_ops.cli.validate", "schema", "Print the JSON Schema of pipeline files."),
-    "why": ("deepseek_ops.cli.why", "why", "Say what a model, run, tag or commit was made of, and what became of it."),
+    "why": (
+        "deepseek_ops.cli.why",
+        "why",
+        "Say what a model, run, tag, commit or branch was made of, and what came of it.",
+    ),
     "log": ("deepseek_ops.cli.experiments", "log", "Show the experiments of a repository, from Git alone."),
     "experiments": ("deepseek_ops.cli.experiments", "experiments", "Choose experiments by their settings and results."),
     "promote": ("deepseek_ops.cli.promote", "promote", "Open the merge of the experiment that won."),

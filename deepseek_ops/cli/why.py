@@ -13,7 +13,7 @@ from deepseek_ops.pipeline.lineage import explain
 from deepseek_ops.pipeline.lineage_restore import restore_code
 from deepseek_ops.pipeline.lineage_text import lineage_text
 
-Target = Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION, MODEL@ALIAS, a run id, a tag or a commit.")]
+Target = Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION, MODEL@ALIAS, a run, tag, commit or branch.")]
 
 
 def why(

@@ -24,9 +24,11 @@ from deepseek_ops.pipeline.lineage_made_of import (
     environment_link,
     hyperparameters_link,
 )
+from deepseek_ops.pipeline.lineage_recorded import recorded_links, recorded_training
 from deepseek_ops.pipeline.lineage_records import Lineage, Link
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject, find_subject, subject_of, version_of_bundle
+from deepseek_ops.pipeline.lineage_subject import Subject, subject_of, version_of_bundle
+from deepseek_ops.pipeline.lineage_targets import find_subject
 
 MAX_BASES = 20
 """Models that were trained one on the other that are followed back."""
@@ -49,11 +51,15 @@ def lineage_of(sources: Sources, subject: Subject, *, target: str, seen: frozens
         links.append(version_link(subject.registry, bundle, subject))
     if manifest is not None:
         links += _made_of(sources, subject, manifest)
+    elif subject.record is not None:
+        links += recorded_links(subject)
     else:
         missing = ("no manifest: the run ended before it planned a training, or what it planned is gone",)
         links.append(Link(part="code", summary="not known", missing=missing))
     if subject.checkpoint is not None:
         links.append(training_link(sources, subject.checkpoint))
+    elif subject.record is not None:
+        links.append(recorded_training(subject.record))
     if bundle is not None and subject.registry is not None:
         links += [gates_link(bundle), exports_link(bundle), release_link(sources, bundle)]
         links.append(rollout_link(sources, subject.registry, bundle))
@@ -62,8 +68,8 @@ def lineage_of(sources: Sources, subject: Subject, *, target: str, seen: frozens
     return Lineage(
         target=target,
         found_by=subject.found_by,
-        model=manifest.name if manifest else "",
-        version=bundle.version if bundle else "",
+        model=manifest.name if manifest else subject.record.model if subject.record else "",
+        version=bundle.version if bundle else subject.record.version if subject.record else "",
         run=subject.run,
         links=tuple(links),
         base=_base(sources, manifest, seen) if manifest else None,

@@ -13,7 +13,7 @@ from deepseek_ops.pipeline.deployments import ROLLOUT, RolloutState
 from deepseek_ops.pipeline.lineage_made_of import read_config
 from deepseek_ops.pipeline.lineage_records import Link
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject
+from deepseek_ops.pipeline.lineage_subject import Subject
 from deepseek_ops.pipeline.records_in_git import parse_release
 from deepseek_ops.pipeline.releases import RELEASE
 from deepseek_ops.registry import Bundle

@@ -18,7 +18,7 @@ from deepseek_ops.core.records import Evaluation, Record
 from deepseek_ops.pipeline.evaluations import ITEM_VALUES
 from deepseek_ops.pipeline.lineage_made_of import read_config
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject
+from deepseek_ops.pipeline.lineage_subject import Subject
 from deepseek_ops.pipeline.metric_directions import agreed, directions_of
 from deepseek_ops.registry.bundle import evidence_path
 from deepseek_ops.registry.layout import folder_key
@@ -62,7 +62,7 @@ def metric_deltas(sources: Sources, old: Subject, new: Subject) -> list[Delta]:
     found: list[Delta] = []
     for stage in sorted(before.keys() & after.keys()):
         found += _stage(sources, (old, new), (before[stage], after[stage]))
-    values = [dict(subject.checkpoint.metrics) if subject.checkpoint else {} for subject in (old, new)]
+    values = [subject.metrics for subject in (old, new)]
     for metric in sorted(values[0].keys() & values[1].keys()):
         was, now = values[0][metric], values[1][metric]
         note = "measured once, at the end of training: nothing pairs"

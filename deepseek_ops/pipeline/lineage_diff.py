@@ -17,7 +17,8 @@ from deepseek_ops.pipeline.lineage_deltas import Delta, metric_deltas
 from deepseek_ops.pipeline.lineage_inputs import data_move, environment_move
 from deepseek_ops.pipeline.lineage_moves import Move, code_move, config_move, plain_moves
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject, find_subject
+from deepseek_ops.pipeline.lineage_subject import Subject
+from deepseek_ops.pipeline.lineage_targets import find_subject
 
 ORDER = ("base", "data", "code", "config", "environment", "software", "hardware", "seed")
 """In which such moves usually weigh; moved parts are told in this order."""
@@ -28,8 +29,15 @@ class NothingToCompareError(PermanentError):
     """A run that left no manifest has no parts to compare."""
 
     target: str
+    recorded: bool = False
+    """Whether Git has a record of it: then it did train, and what it was planned from is in another store."""
 
     def __str__(self) -> str:
+        if self.recorded:
+            return (
+                f"of {self.target!r} only its record in Git was found, which names no parts to compare; "
+                "give the --store, --facts or --registry of its run."
+            )
         return f"{self.target!r} planned no training: nothing to compare; `deepseek-ops why` tells what it did."
 
 
@@ -119,12 +127,11 @@ def _quality(deltas: Sequence[Delta]) -> str:
 
 def _compared(target: str, subject: Subject) -> Compared:
     if subject.manifest is None:
-        raise NothingToCompareError(target)
-    bundle = subject.bundle
+        raise NothingToCompareError(target, recorded=subject.record is not None)
     return Compared(
         target=target,
         found_by=subject.found_by,
-        name=f"{bundle.name} {bundle.version}" if bundle else subject.run,
+        name=subject.name,
         run=subject.run,
         commit=subject.manifest.source.commit,
     )

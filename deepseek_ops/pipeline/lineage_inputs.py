@@ -14,7 +14,7 @@ from deepseek_ops.pipeline.environment_records import (
 from deepseek_ops.pipeline.lineage_made_of import trained_with
 from deepseek_ops.pipeline.lineage_moves import Move, both_files, unified
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject
+from deepseek_ops.pipeline.lineage_subject import Subject
 
 MAX_RECORD_BYTES = 256 << 20
 """Of files that differ, beyond which records are not compared: the command for it is named instead."""

@@ -12,7 +12,7 @@ from deepseek_ops.pipeline.environment_records import RUN_ENVIRONMENT
 from deepseek_ops.pipeline.lineage_evidence import code_files, evidence_place
 from deepseek_ops.pipeline.lineage_records import Link
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject, version_of_bundle
+from deepseek_ops.pipeline.lineage_subject import Subject, version_of_bundle
 from deepseek_ops.pipeline.releases import EXPERIMENT
 from deepseek_ops.pipeline.runs import config_of
 from deepseek_ops.registry import REGISTRY_KIND
@@ -160,13 +160,15 @@ def hyperparameters_link(sources: Sources, subject: Subject, manifest: RunManife
     if evidence is None:
         config, problem = read_config(sources, manifest)
         declared = {one.name: one.model_dump(mode="json") for one in config.training.hyperparameters} if config else {}
+        values = subject.record.hyperparameters if subject.record else {}
+        unknown = () if values else (f"the values that were chosen: {_EVIDENCE_MISSING}",)
         return Link(
             part="hyperparameters",
             summary=f"pipeline file {manifest.config_digest[:12]}",
             digest=manifest.config_digest,
             stored=f"{sources.stores.uri.rstrip('/')}/objects",
-            details={**details, "declared": declared},
-            missing=(*([problem] if problem else []), f"the values that were chosen: {_EVIDENCE_MISSING}"),
+            details={**details, "declared": declared, **({"values": dict(values)} if values else {})},
+            missing=(*([problem] if problem else []), *unknown),
         )
     details |= {"values": decided(evidence.plan), "plan": evidence.plan.fingerprint}
     chosen = "every value is fixed in the pipeline file"

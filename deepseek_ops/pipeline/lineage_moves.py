@@ -16,7 +16,7 @@ from deepseek_ops.pipeline.changes import PIPELINE_FILE, ChangeKind, kind_of
 from deepseek_ops.pipeline.lineage_evidence import code_files
 from deepseek_ops.pipeline.lineage_made_of import decided, read_config
 from deepseek_ops.pipeline.lineage_sources import Sources
-from deepseek_ops.pipeline.lineage_targets import Subject
+from deepseek_ops.pipeline.lineage_subject import Subject
 
 MAX_LINES = 200
 """Lines of one textual difference that are kept."""

@@ -98,6 +98,17 @@ class Sources:
                 self.say(str(error))
         return found
 
+    @property
+    def recorded(self) -> list[str]:
+        """URLs of the repositories that the known versions were trained from."""
+        return list(dict.fromkeys(version.manifest.source.repository for version in self.known_versions))
+
+    def add_registry(self, uri: str) -> None:
+        """Ask one more registry from now on."""
+        self.registries = (*self.registries, uri)
+        for cached in ("registry_stores", "known_versions", "stored_versions"):
+            self.__dict__.pop(cached, None)
+
     def tracers(self, recorded: Iterable[str] = ()) -> Iterator[GitTracer]:
         """Yield the repositories to look into: those that were given, then the recorded ones."""
         if self.open_tracer is None:
