@@ -17,6 +17,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import Param, dag
 
 from deepseek_ops.airflow.assets import DATASET, MODEL, MODEL_REPOSITORY, MODEL_SCHEDULE
+from deepseek_ops.airflow.deadlines import run_deadlines
 from deepseek_ops.airflow.notifiers import ALERT_ON_FAILURE
 from deepseek_ops.airflow.operators.data import PrepareDatasetOperator
 from deepseek_ops.airflow.operators.export import ExportModelOperator
@@ -76,6 +77,7 @@ from deepseek_ops.airflow.retry import RETRY_IF_TRANSIENT
     },
     tags=["deepseek-ops", "training"],
     doc_md=__doc__,
+    **run_deadlines(),
 )
 def retrain() -> None:
     source = ResolveSourceOperator(task_id="resolve_source", inlets=[MODEL_REPOSITORY])
@@ -105,7 +107,7 @@ def retrain() -> None:
         run=run.output,
         plan=plan.output,
         pool="gpu",
-        retries=20,  # machines that are taken away cost one each; other losses have the operator's own, smaller budget
+        retries=100,  # machines that are taken away cost one each; the operator bounds them, and other losses, by itself
         max_retry_delay=timedelta(minutes=5),
     )
     MirrorMetricsOperator(task_id="mirror_metrics", run=run.output, dataset=dataset.output, plan=plan.output)
