@@ -107,7 +107,7 @@ def retrain() -> None:
         run=run.output,
         plan=plan.output,
         pool="gpu",
-        retries=100,  # machines that are taken away cost one each; the operator bounds them, and other losses, by itself
+        retries=100,  # machines that are taken away cost one each; the operator bounds other losses by itself
         max_retry_delay=timedelta(minutes=5),
     )
     MirrorMetricsOperator(task_id="mirror_metrics", run=run.output, dataset=dataset.output, plan=plan.output)

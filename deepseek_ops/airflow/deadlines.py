@@ -45,7 +45,8 @@ def run_deadlines() -> dict[str, Any]:
     if not hours:
         return {}
     try:
-        from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+        from airflow.sdk.definitions.callback import AsyncCallback
+        from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
     except ImportError:
         log.warning("[%s] %s is set, and this Airflow has no deadline alerts", SECTION, SETTING)
         return {}
