@@ -80,7 +80,10 @@ def _train(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Strea
     loop.loss_before = loss_before(context, loop)
     ending = loop.run()
     context.progress(loop.progress.step, "publishing")
-    loop.checkpoints.finish(loop.progress)
+    if ending is not None and ending.for_good:
+        loop.checkpoints.clear()
+    else:
+        loop.checkpoints.finish(loop.progress)
     loop.actions.ledger.finish()
     if ending is not None:
         return _ended_early(context, loop, ending)

@@ -52,6 +52,8 @@ class Ending:
     """Why the loop ended before its last step."""
 
     asked: bool = False
+    for_good: bool = False
+    """Whether nobody goes on from here, so that nothing need be kept."""
     decisions: list[Decision] = field(default_factory=list)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from deepseek_ops.core.records import TrainingPlan
+from deepseek_ops.jobs.agreement import any_rank
+from deepseek_ops.jobs.pruned import is_pruned
 from deepseek_ops.jobs.training_actions import Actions, Ending, saveable
 from deepseek_ops.jobs.training_engine import set_learning_rate
 from deepseek_ops.jobs.training_metrics import StepMeter
@@ -86,7 +88,7 @@ class Loop:
         return position_of(self.progress.step, self.progress.skipped)
 
     def run(self) -> Ending | None:
-        """Train to the end and return None, or why it ended early; a healthy state is checkpointed in that case."""
+        """Train to the end and return None, or why it ended early; if anybody may go on, checkpointed."""
         while self.progress.step < self.total_steps:
             metrics = self._step(self.progress.step)
             self.progress.step += 1
@@ -98,6 +100,8 @@ class Loop:
             self._record(metrics)
             reached = self.progress
             going, ending = self.actions.settle(reached, reached.history[-1], asked=asked)
+            if ending is not None and ending.asked:  # some machine may not have heard why
+                ending.for_good = any_rank(self.ranks, is_pruned(self.context, self.plan))
             if going is not reached:  # rewound: nothing of this step is left to be saved
                 self._go_on(going)
             elif reason := self._reason_to_save(ending):
@@ -137,7 +141,7 @@ class Loop:
         if not saveable(self.progress.history[-1]):
             return ""
         if ending is not None:
-            return "stop"
+            return "" if ending.for_good else "stop"
         if self.plan.purpose == "train" and step == self.total_steps:
             return "end"
         return "interval" if due else ""

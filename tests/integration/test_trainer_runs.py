@@ -181,6 +181,22 @@ def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811
     assert checkpoint.step == 150
 
 
+def test_a_pruned_trial_leaves_nothing_and_one_that_is_only_interrupted_all_of_it(lab, dataset):  # noqa: F811
+    """Nobody goes on with the first; the second may be taken up by the next attempt."""
+    left = {}
+    for name, reason in (("pruned", "pruned by asha at step 4"), ("paused", "its machine goes")):
+        plan = lab.plan(dataset, purpose="trial", nonce=name, checkpoint_steps=2, hyperparameters={"max_steps": 400})
+        lab.train(name, plan)
+        until(lambda name=name: len(lab.rows(name)) >= 5, within=200)
+        lab.launcher.stop(name, reason)
+        assert lab.settle(name).phase is JobPhase.STOPPED
+        checkpoints = list(lab.store.list(f"{plan.run_prefix}/checkpoints/"))
+        folder = lab.root / "jobs" / name / "work/checkpoints"
+        saved = [event["reason"] for event in lab.events(name, "checkpoint")]
+        left[name] = (bool(checkpoints), folder.exists(), "stop" in saved)
+    assert left == {"pruned": (False, False, False), "paused": (True, True, True)}
+
+
 def test_a_model_that_transformers_refuses_fails_with_its_name(lab, dataset):  # noqa: F811
     plan = lab.plan(dataset, ranks=1, model={**MODEL, "model_type": "deepseek_v99"})
     status = lab.settle(lab.train("unknown-model", plan))
