@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from deepseek_ops.adapters.local_launcher.folder import JobFolder, read_json, write_json
+from deepseek_ops.adapters.local_launcher.folder import JobFolder, disk, read_json, write_json
 from deepseek_ops.adapters.remote_launcher.layout import Control, JobKeys
 from deepseek_ops.core.errors import InvalidRecordError, ObjectExistsError
 from deepseek_ops.core.ports import ObjectStore
@@ -43,7 +43,6 @@ class FolderRendezvous:
         self.address = own_address(place)
         self._out = files.path / f"meet/{attempt:06d}/out"
         self._seen = files.path / f"meet/{attempt:06d}/seen"
-        self._out.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def poll(self) -> Gathering:
         """Return what has come from the store."""
@@ -78,7 +77,8 @@ class FolderRendezvous:
         path = self._out / name
         if path.exists() and not again:
             return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with disk(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(path, record.dump())
 
 
@@ -102,7 +102,7 @@ class MeetingCourier:
     def turn(self, control: Control) -> None:
         """Send what this node has said, fetch what all have said, as far as ``control`` shows it."""
         if not self._out.is_dir():
-            return
+            return  # nothing was said yet
         for path in sorted(self._out.rglob("[0-9]*.json")):
             name = str(path.relative_to(self._out))
             if name.startswith("paces/"):

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from deepseek_ops.adapters.local_launcher import processes
@@ -35,12 +36,21 @@ from deepseek_ops.jobs.entry import Outcome, silent_ending
 from deepseek_ops.jobs.memory_kills import MemoryKills
 from deepseek_ops.jobs.rank_process import Place, RankProcess, start_rank
 from deepseek_ops.jobs.rank_watch import STACKS, RankWatch
-from deepseek_ops.jobs.rendezvous import Failure, Finished, Gathering, LocalRendezvous, Rendezvous
+from deepseek_ops.jobs.rendezvous import (
+    Failure,
+    Finished,
+    Gathering,
+    LocalRendezvous,
+    NoRoomToMeetError,
+    Rendezvous,
+)
 
 SETTLE_SECONDS = 0.5
 """How long to wait, after a rank failed by itself, for the others to say what happened to them."""
 MEET_SECONDS = 600.0
 """How long the nodes wait for one that does not come, or that does not say that it has finished."""
+TELL_SECONDS = 0.5
+"""How long a node that finds no room for a word to the others waits before it tries again."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
 
 
@@ -159,7 +169,7 @@ class RankGroupRunner:
             elif joined != known.generation:
                 joined, port = known.generation, _free_port(self._meeting.address)
                 deadline = time.monotonic() + self._meet_seconds
-                self._meeting.join(joined, port)
+                self._tell(partial(self._meeting.join, joined, port))
                 continue
             elif len(known.joined) == self._meeting.num_nodes:
                 return known
@@ -265,7 +275,7 @@ class RankGroupRunner:
             if known.generation == run.restarts:
                 self._fail(known, run.cause)
         elif not run.elsewhere:
-            self._meeting.finish(run.restarts, run.outcome)
+            self._tell(partial(self._meeting.finish, run.restarts, run.outcome))
         # Other nodes may work for as long as they like, but once node 0 has the result they have nothing left to do.
         patience = self._meet_seconds if self._meeting.node == 0 and not run.over else float("inf")
         return self._until(lambda now: self._has_ended(now, run.restarts), patience)
@@ -291,7 +301,21 @@ class RankGroupRunner:
         starved = cause.cause is JobCause.OUT_OF_MEMORY
         final = final or self._stopping or not cause.retry or used_up or starved
         failure = Failure(node=self._meeting.node, outcome=cause, final=final)
-        self._meeting.fail(known.generation, failure)
+        self._tell(partial(self._meeting.fail, known.generation, failure))
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        """Say something that the other nodes wait for; on a full disk again, for as long as they wait.
+
+        Raises NoRoomToMeetError then, and when the job has to stop.
+        """
+        deadline = time.monotonic() + self._meet_seconds
+        while True:
+            try:
+                return say()
+            except NoSpaceForJobError as error:
+                if self._stopping or time.monotonic() > deadline:
+                    raise NoRoomToMeetError(self._meeting.node, self._meet_seconds, str(error)) from error
+            self._pause(TELL_SECONDS)
 
     def _note(self, known: Gathering) -> None:
         """Put the restarts that this node brought about into its stream; the others' are in theirs."""

@@ -13,9 +13,10 @@ A node's part, in the order of calls (``RankGroupRunner`` plays it)::
     poll()                     until the generation has ended one way or the other
 
 Every call may be made twice. ``poll`` is asked twice a second, and in between the ranks' ends have to be seen, so
-none of the calls may block for longer than a local file takes; a call may take effect later than it returns. They are
-made in the process that forks the ranks: an implementation starts no thread in it and opens nothing that a rank must
-not inherit. One that talks to a server leaves that to another process.
+none of the calls may block for longer than a local file takes; a call may take effect later than it returns. One that
+finds no room on the disk raises NoSpaceForJobError, and is made again for as long as nodes wait for each other. They
+are made in the process that forks the ranks: an implementation starts no thread in it and opens nothing that a rank
+must not inherit. One that talks to a server leaves that to another process.
 
 A node that is started again within an attempt finds that it has joined already, with another port: the ranks of its
 predecessor are dead, so it ends that generation and joins the next.
@@ -23,12 +24,26 @@ predecessor are dead, so it ends that generation and joins the next.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import Field
 
+from deepseek_ops.core.errors import TransientError
 from deepseek_ops.core.records import Record
 from deepseek_ops.jobs.entry import Outcome
+
+
+@dataclass(eq=False)
+class NoRoomToMeetError(TransientError):
+    """A node could not tell the others what they wait for, for as long as they do: its disk is full."""
+
+    node: int
+    seconds: float
+    problem: str
+
+    def __str__(self) -> str:
+        return f"node {self.node} could not tell the other nodes how it is, in {self.seconds:g} s: {self.problem}"
 
 
 class Joined(Record):

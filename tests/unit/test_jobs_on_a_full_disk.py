@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +13,24 @@ from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import JobFolder
 from deepseek_ops.adapters.local_launcher.reading import read_events
 from deepseek_ops.adapters.stores.local import LocalStore
+from deepseek_ops.core.errors import TransientError
 from deepseek_ops.core.jobs import JobSpec
 from deepseek_ops.jobs import ranks, training_ledger
 from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.entry import Outcome
+from deepseek_ops.jobs.meeting import FolderRendezvous
+from deepseek_ops.jobs.nodes import NodePlace
 from deepseek_ops.jobs.ranks import RankGroupRunner, RankRun
-from deepseek_ops.jobs.rendezvous import Gathering, Joined, LocalRendezvous, NodePace
+from deepseek_ops.jobs.rendezvous import (
+    Failure,
+    Gathering,
+    Joined,
+    LocalRendezvous,
+    NodePace,
+    NoRoomToMeetError,
+    Rendezvous,
+)
+from deepseek_ops.jobs.rendezvous_folder import SharedFolderRendezvous
 from deepseek_ops.jobs.training_ledger import LedgerFile
 from deepseek_ops.training.guardian_ledger import Entry
 
@@ -62,3 +77,73 @@ def test_ranks_start_and_go_on_without_their_notes(tmp_path: Path, monkeypatch: 
     assert list(run.running.values()) == [0]
     watch = SimpleNamespace(look=lambda *_: None, pace=lambda: NodePace(node=0))
     runner._look(RankRun(running={}), watch)
+
+
+# --- nodes that meet ---
+
+Full = Callable[[int], None]
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Full:
+    """Makes the disk refuse so many new folders and files, as the system says it."""
+    left = 0
+
+    def refusing(real: Callable[..., object]) -> Callable[..., object]:
+        def call(path: Path, *arguments: object, **fields: object) -> object:
+            nonlocal left
+            mode = str(fields.get("mode", arguments[0] if arguments else "r"))
+            if "meet" in path.parts and left > 0 and not mode.startswith("r"):
+                left -= 1
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, *arguments, **fields)
+
+        return call
+
+    def set_left(refusals: int) -> None:
+        nonlocal left
+        left = refusals
+
+    monkeypatch.setattr(Path, "mkdir", refusing(Path.mkdir))
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    return set_left
+
+
+def mirrored(folder: Path) -> Rendezvous:
+    return FolderRendezvous(JobFolder(folder), 1, NodePlace(0, 2))
+
+
+def shared(folder: Path) -> Rendezvous:
+    return SharedFolderRendezvous(folder / "meet", node=0, num_nodes=2)
+
+
+@pytest.mark.parametrize("make", [mirrored, shared])
+def test_a_node_that_cannot_say_that_it_is_there_tries_again_and_then_counts_as_lost(
+    tmp_path: Path, make: Callable[[Path], Rendezvous], full: Full
+) -> None:
+    full(10**6)
+    runner = RankGroupRunner(JobFolder(tmp_path), SPEC, 1, make(tmp_path), meet_seconds=0.3)
+    with pytest.raises(NoRoomToMeetError, match=r"node 0 .* other nodes .* 0\.3 s") as caught:
+        runner._meet()
+    assert isinstance(caught.value, TransientError), "the job is LOST, and the next attempt may find room"
+
+
+@pytest.mark.parametrize("make", [mirrored, shared])
+def test_words_follow_when_there_is_room_while_the_nodes_meet(
+    tmp_path: Path, make: Callable[[Path], Rendezvous], full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "TELL_SECONDS", 0.01)
+    meeting = make(tmp_path)
+    runner = RankGroupRunner(JobFolder(tmp_path), SPEC, 1, meeting, meet_seconds=60)
+    for say, name in (
+        (lambda: meeting.join(0, 1), "join"),
+        (lambda: meeting.finish(0, Outcome(result={})), "finish"),
+        (lambda: meeting.fail(0, Failure(node=0, outcome=Outcome(reason="x"), final=True)), "fail"),
+    ):
+        full(3)
+        runner._tell(say)
+        files = [path.name for path in tmp_path.rglob("*.json") if "meet" in path.parts]
+        assert len(files) == {"join": 1, "finish": 2, "fail": 3}[name], files
+    full(3)
+    with runner._full_disk_allowed():
+        meeting.share(NodePace(node=0))

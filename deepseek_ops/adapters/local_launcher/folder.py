@@ -274,7 +274,8 @@ def disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
+            there = next(folder for folder in path.parents if folder.exists())  # some of them could not be made
+            free = shutil.disk_usage(there).free
             raise NoSpaceForJobError(str(path), free, MIN_FREE_BYTES) from error
         raise JobFolderError(str(path), error.strerror or str(error)) from error
 
