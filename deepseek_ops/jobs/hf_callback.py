@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from transformers import Trainer, TrainerCallback
 
 from deepseek_ops.core.errors import JobStoppedError
+from deepseek_ops.jobs.hf_loop import are_ids, lower, numbers, unless_done, used
 from deepseek_ops.jobs.hf_restore import restore_whole_checkpoints
 from deepseek_ops.jobs.training_model import ExpertBalance
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from deepseek_ops.jobs.hf_batch import Batches
     from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
-    from deepseek_ops.jobs.hf_watch import Verdict, Watch
+    from deepseek_ops.jobs.hf_seen import Verdict
+    from deepseek_ops.jobs.hf_watch import Watch
 
 _OWN_WORDS = {"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos"}
 
@@ -76,18 +78,18 @@ class Foreign:
         trainer.training_step = self._observed(trainer.training_step)
         trainer._get_grad_norm = self._measured(trainer._get_grad_norm)
         trainer._save_checkpoint = self._kept(trainer, trainer._save_checkpoint)
-        trainer._run_epoch = _unless_done(trainer, trainer._run_epoch)
+        trainer._run_epoch = unless_done(trainer, trainer._run_epoch)
         trainer.evaluate = self._evaluated(trainer.evaluate)
         trainer.train = self._resumed(trainer, trainer.train)
         restore_whole_checkpoints(trainer, self.watch.streams.event)
 
     def _observed(self, step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def training_step(model: torch.nn.Module, inputs: dict[str, object], *rest: object) -> torch.Tensor:
-            ids = next((value for key, value in inputs.items() if _are_ids(key, value)), None)
+            ids = next((value for key, value in inputs.items() if are_ids(key, value)), None)
             if isinstance(ids, torch.Tensor):
                 self.sample = ids[:2].detach()
             loss = step(model, inputs, *rest)
-            self.watch.micro_batch(loss, _used(inputs))
+            self.watch.micro_batch(loss, used(inputs))
             return loss
 
         return training_step
@@ -156,7 +158,7 @@ class Foreign:
         """Return token ids for a training that was resumed after its last step and saw no batch in this process."""
         batch: Mapping[str, object] = next(iter(trainer.get_train_dataloader()), {})
         for key, value in batch.items():
-            if isinstance(value, torch.Tensor) and _are_ids(key, value):
+            if isinstance(value, torch.Tensor) and are_ids(key, value):
                 return value[:2].detach()
         return None
 
@@ -210,7 +212,7 @@ class WatchCallback(TrainerCallback):
         verdict = self.watch.end_step(self.foreign.before + state.global_step, self._rate)
         if verdict.factor < 1.0:
             groups = getattr(words.get("optimizer"), "param_groups", [])
-            _lower(words.get("lr_scheduler"), groups, verdict.factor)
+            lower(words.get("lr_scheduler"), groups, verdict.factor)
         last = state.global_step >= state.max_steps
         self.foreign.extra_save = not control.should_save
         control.should_save = control.should_save or verdict.save or last
@@ -218,8 +220,8 @@ class WatchCallback(TrainerCallback):
         self.foreign.verdict = verdict
         if last or control.should_training_stop:
             self.watch.at("away")  # the best model may be loaded now
-        elif state.epoch is not None and state.epoch == int(state.epoch):
-            self.watch.at("evaluating")
+        elif control.should_save or control.should_evaluate or state.epoch in (None, int(state.epoch or 0)):
+            self.watch.at("evaluating")  # until the next step: callbacks of the script's own come after these
         return control
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
@@ -242,7 +244,7 @@ class WatchCallback(TrainerCallback):
         **_: object,
     ) -> None:
         """An evaluation has ended: ``eval_loss`` is our ``val_loss``."""
-        found = _numbers(metrics or {})
+        found = numbers(metrics or {})
         self.watch.told({f"val_{name.removeprefix('eval_')}": value for name, value in found.items()})
 
     def on_log(
@@ -254,7 +256,7 @@ class WatchCallback(TrainerCallback):
         **_: object,
     ) -> None:
         """The Trainer logs: what we do not measure ourselves is passed on, such as TRL's token accuracy."""
-        found = _numbers(logs or {})
+        found = numbers(logs or {})
         own = {name: value for name, value in found.items() if name not in _OWN_WORDS}
         self.watch.told({name: value for name, value in own.items() if not name.startswith(("eval_", "train_"))})
 
@@ -279,41 +281,3 @@ def installed(foreign: Foreign) -> Iterator[None]:
         yield
     finally:
         Trainer.__init__ = make
-
-
-def _unless_done(trainer: Trainer, run: Callable[..., object]) -> Callable[..., object]:
-    def run_epoch(*args: object, **words: object) -> object:
-        if trainer.state.global_step >= trainer.state.max_steps:
-            trainer.control.should_training_stop = True
-            return None
-        return run(*args, **words)
-
-    return run_epoch
-
-
-def _lower(scheduler: object, groups: list[dict[str, float]], factor: float) -> None:
-    """Multiply the rate of the next steps: that of schedules is their base times a function of the step."""
-    inner = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
-    if hasattr(inner, "base_lrs"):
-        inner.base_lrs = [rate * factor for rate in inner.base_lrs]
-    for group in groups:
-        group["lr"] *= factor
-
-
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-
-
-def _are_ids(key: str, value: object) -> bool:
-    return key.endswith("input_ids") and isinstance(value, torch.Tensor) and value.ndim == 2
-
-
-def _used(inputs: Mapping[str, object]) -> int:
-    """Return the tokens of a micro-batch, padding included: counting it would wait for the device."""
-    return sum(
-        value.numel() for key, value in inputs.items() if _are_ids(key, value) and isinstance(value, torch.Tensor)
-    )

@@ -72,6 +72,7 @@ class ScriptCheckpoints:
         self._uploads = Uploads(self._stored, self._shelf, place, self._say)
         self._life = Life(context.attempt, context.restarts)
         self._names: dict[int, CheckpointName] = {}
+        self._written: set[Path] = set()
         self._sealing: Sealing | None = None
         self._linking = threading.Thread()
 
@@ -97,6 +98,7 @@ class ScriptCheckpoints:
         self._names[shelved.name.step] = shelved.name
         best = self._bring_best(restorer, shelved)
         folder = output / f"checkpoint-{shelved.name.step}"
+        self._written.add(folder)
         if self._machine.leads:
             if best is not None:
                 _lay(best, output / f"checkpoint-{best.name.step}", output)
@@ -119,6 +121,7 @@ class ScriptCheckpoints:
         """
         self._settle()
         self._peers.barrier()
+        self._written.add(folder)
         if self._machine.leads:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -167,10 +170,15 @@ class ScriptCheckpoints:
             self._say("checkpoint_upload_abandoned", after_seconds=seconds)
         self._uploads.end()
 
-    def clear(self) -> None:
-        """Remove everything, here and in the store: the run's result is stored. ``finish`` came before."""
+    def clear(self, *, output: bool = False) -> None:
+        """Remove everything, here and in the store: nobody resumes. ``finish`` came before.
+
+        ``output``: of the Trainer's own folders too.
+        """
         if self._machine.leads:
             self._shelf.clear()
+            for folder in sorted(self._written) if output else ():
+                shutil.rmtree(folder, ignore_errors=True)
         if self._peers.rank == 0 and self._context.is_current:
             with suppress(DeepSeekOpsError):  # the next collection of garbage finds them
                 self._stored.clear()

@@ -7,7 +7,8 @@ spec: ``DEEPSEEK_OPS_JOB_KINDS=train=deepseek_ops.jobs.hf_script:run``.
 The script runs in every rank, in the rank's process, with torchrun's variables and the job's work folder as working
 directory. Its Trainer gets our streams and guardian (``hf_callback.py``), checkpoints at the plan's interval beside its
 own, and resumes from the newest whole one when ranks are started again, here or on another machine
-(``hf_checkpoints.py``). It ends at a request to stop, and what its Trainer holds in the end is published. Nothing of it
+(``hf_checkpoints.py``), with the batch it began with however many ranks there are then (``hf_batch.py``). It ends at a
+request to stop or when its machine is taken away, and what its Trainer holds in the end is published. Nothing of it
 needs this package: outside of our ranks it runs as before.
 """
 
@@ -28,6 +29,7 @@ from deepseek_ops.core.records import Checkpoint, FileSet, TrainingPlan
 from deepseek_ops.jobs.hf_batch import Batches
 from deepseek_ops.jobs.hf_checkpoints import ScriptCheckpoints
 from deepseek_ops.jobs.hf_watch import Watch
+from deepseek_ops.jobs.pruned import is_pruned
 from deepseek_ops.jobs.spot_notice import SpotWatch
 from deepseek_ops.jobs.training_checkpoint import DRAIN_SECONDS
 from deepseek_ops.jobs.training_data import DOCUMENTS, TOKENIZER, local_dataset, local_files
@@ -92,6 +94,7 @@ def _watch(context: JobContext, plan: TrainingPlan, peers: Ranks, streams: Strea
         stop_requested=lambda: context.stop_requested,
         progress=context.progress,
         save_every=getattr(plan, "checkpoint_steps", None) or DEFAULT_SAVE_STEPS,
+        for_good=lambda: is_pruned(context, plan),
     )
 
 
@@ -116,6 +119,9 @@ def _train(context: JobContext, plan: TrainingPlan, script: TrainingScript, watc
             if isinstance(ending, JobStoppedError):
                 raise
             watch.streams.event("stopped", step=watch.seen.step, reason=context.stop_reason)
+            if watch.peers.from_first(int(is_pruned(context, plan))):
+                for begun in foreign.trainings:
+                    begun.clear(output=True)
             return _checkpoint(context, plan, watch, FileSet(files=())).dump()
     _finish(context, foreign)
     checkpoint = _published(context, plan, foreign, dataset / TOKENIZER)

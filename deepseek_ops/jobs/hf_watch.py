@@ -14,13 +14,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from deepseek_ops.core.config.alert_actions import LowerLearningRateAction, RewindAction, SkipBatchesAction
-from deepseek_ops.training.curve import Curve
+from deepseek_ops.jobs.hf_seen import Seen, Verdict
 from deepseek_ops.training.guardian import ELAPSED, STOP, Decision, Guardian, Memory
 from deepseek_ops.training.guardian_ledger import Entry
 
@@ -36,68 +35,10 @@ if TYPE_CHECKING:
 
 _STOP_ASKED, _STOP_RULE, _SAVE, _LOWER = 1, 2, 4, 8
 _MILLIONTHS = 1_000_000
-_KEPT_RATES = 128
-"""Of the newest steps, in a checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What every rank does after a step."""
-
-    asked: bool = False
-    """Somebody asked the job to stop."""
-    stopped: bool = False
-    """A rule stops it."""
-    save: bool = False
-    factor: float = 1.0
-    """What the learning rate is multiplied by from here on."""
-
-    @property
-    def ends(self) -> bool:
-        return self.asked or self.stopped
-
-
-@dataclass
-class Seen:
-    """What a training has come to."""
-
-    step: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    training: Curve = field(default_factory=Curve)
-    validation: Curve = field(default_factory=Curve)
-    last: dict[str, float] = field(default_factory=dict)
-    rates: list[float] = field(default_factory=list)
-
-    def dump(self) -> dict[str, JsonValue]:
-        """Return it as JSON; floats keep every bit."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "skipped": self.skipped,
-            "training": self.training.dump(),
-            "validation": self.validation.dump(),
-            "last": {name: repr(value) for name, value in self.last.items()},
-            "rates": [repr(rate) for rate in self.rates[-_KEPT_RATES:]],
-        }
-
-    @classmethod
-    def load(cls, body: Mapping[str, JsonValue]) -> Seen:
-        """Return what ``dump`` wrote."""
-        last, rates = body["last"], body["rates"]
-        return cls(
-            step=int(str(body["step"])),
-            tokens=int(str(body["tokens"])),
-            skipped=int(str(body["skipped"])),
-            training=Curve.load(body["training"]),
-            validation=Curve.load(body["validation"]),
-            last={name: float(str(value)) for name, value in last.items()} if isinstance(last, dict) else {},
-            rates=[float(str(rate)) for rate in rates] if isinstance(rates, list) else [],
-        )
 
 
 class Watch:
-    """Follows one training. Every method is called by every rank."""
+    """Follows one training. Every method is called by every rank. ``for_good``: whether a stop is no pause."""
 
     def __init__(
         self,
@@ -110,6 +51,7 @@ class Watch:
         stop_requested: Callable[[], bool],
         progress: Callable[[int, Phase], None],
         save_every: int | None,
+        for_good: Callable[[], bool] = lambda: False,
     ) -> None:
         self.peers = peers
         self.streams = streams
@@ -120,6 +62,7 @@ class Watch:
         self.balance: ExpertBalance | None = None
         self.phase: Phase = "away"
         self._save_every = save_every
+        self._for_good = for_good
         self._requests = requests
         self._stop_requested = stop_requested
         self._progress = progress
@@ -261,7 +204,9 @@ class Watch:
             factor *= decision.act.factor if isinstance(decision.act, LowerLearningRateAction) else 1.0
             self._record(decision)
         save = any(decision.action == "checkpoint" for decision in taken) or self._obeyed(step)
-        save = save or asked or (self._save_every is not None and step % self._save_every == 0)
+        save = (
+            save or (asked and not self._for_good()) or (self._save_every is not None and step % self._save_every == 0)
+        )
         stop = _STOP_RULE if self.decisions else _STOP_ASKED if asked else 0
         return stop | (_SAVE if save else 0) | (_LOWER if factor < 1.0 else 0), factor
 

@@ -1,4 +1,4 @@
-"""A script that its machine's end stops goes on with another number of ranks: every sample once, in the same steps."""
+"""A script that gets stuck is found; one whose machine is taken goes on with other ranks: every sample once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import itertools
 import json
 
 import pytest
-from fixtures_launcher import until
 from fixtures_trainer import MODEL, dataset, lab  # noqa: F401  (pytest fixtures)
 
-from deepseek_ops.core.jobs import JobPhase
+from deepseek_ops.core.jobs import JobCause, JobPhase
 from deepseek_ops.core.records import Checkpoint
 from deepseek_ops.training.script import TrainingScript, scripted
 
@@ -45,10 +44,14 @@ class Telling(Trainer):
             rows = inputs["input_ids"][:, 0].tolist()
             file.write(json.dumps({"step": self.state.global_step + 1, "rows": rows}) + "\\n")
         time.sleep(0.1)
+        mark = output / "was-stuck"
+        if self.state.global_step == stuck_at and self.args.process_index == 1 and not mark.exists():
+            mark.touch()
+            time.sleep(600)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-output, config = Path(sys.argv[1]), json.loads(sys.argv[2])
+output, config, stuck_at = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 settings = TrainingArguments(
     output_dir=str(output), num_train_epochs=2, per_device_train_batch_size=4, learning_rate=1e-3,
     save_strategy="no", disable_tqdm=True, use_cpu=True, seed=5,
@@ -59,25 +62,42 @@ Telling(model=model, args=settings, train_dataset=Numbered()).train()
 KIND = {"OMP_NUM_THREADS": "1", "DEEPSEEK_OPS_JOB_KINDS": "train=deepseek_ops.jobs.hf_script:run"}
 
 
-def test_a_script_leaves_a_machine_that_is_taken_and_goes_on_with_half_the_ranks(lab, dataset, tmp_path):  # noqa: F811
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "train.py").write_text(SCRIPT)
-    model = json.dumps({**MODEL, "num_mtp_layers": 0})
-    script = TrainingScript(code=lab.blobs.put_folder(tmp_path / "code"), path="train.py", args=("{output}", model))
-    plan = scripted(lab.plan(dataset, checkpoint_steps=1000, purpose="trial"), script)
+def submit(lab, dataset, folder, name, *, ranks, stuck_at=-1, every=1000, environment=KIND, **fields):  # noqa: F811
+    """Start the script as a trial, whose answer is a number: no model is published."""
+    folder.mkdir(exist_ok=True)
+    (folder / "train.py").write_text(SCRIPT)
+    args = ("{output}", json.dumps({**MODEL, "num_mtp_layers": 0}), str(stuck_at))
+    script = TrainingScript(code=lab.blobs.put_folder(folder), path="train.py", args=args)
+    plan = scripted(lab.plan(dataset, checkpoint_steps=every, purpose="trial"), script)
     payload = {"plan": plan.dump(), "script": script.dump()}
+    lab.submit("train", name, payload, num_ranks=ranks, environment=environment, **fields)
+
+
+def test_a_rank_of_a_script_that_gets_stuck_is_found_by_the_jobs_own_limit(lab, dataset, tmp_path):  # noqa: F811
+    submit(lab, dataset, tmp_path / "code", "hf-stuck", ranks=2, stuck_at=5, every=2, hang_seconds=10.0)
+    checkpoint = Checkpoint.load(lab.result("hf-stuck"))
+    assert (checkpoint.step, checkpoint.restarts) == (16, 1)
+    (hang,) = lab.events("hf-stuck", "hang")
+    assert hang["limit_seconds"] == 10.0
+    assert 10.0 <= hang["silent_seconds"] < 60
+    assert {place["phase"] for place in hang["positions"].values()} == {"scripted"}
+    (restored,) = lab.events("hf-stuck", "checkpoint_restored")
+    assert restored["step"] == 4
+
+
+def test_a_script_leaves_a_machine_that_is_taken_and_goes_on_with_half_the_ranks(lab, dataset, tmp_path):  # noqa: F811
     leave = tmp_path / "leave"
+    leave.write_text("the machine goes")
     environment = {**KIND, "DEEPSEEK_OPS_SPOT_NOTICE": leave.as_uri()}
 
-    lab.submit("train", "hf-taken", payload, num_ranks=2, environment=environment)
-    until(lambda: (lab.launcher.status("hf-taken").step or 0) >= 2, within=120)
-    leave.write_text("the machine goes")
-    assert lab.settle("hf-taken").phase is JobPhase.LOST, lab.launcher.logs("hf-taken")[0][-4000:]
+    submit(lab, dataset, tmp_path / "code", "hf-taken", ranks=2, environment=environment)
+    lost = lab.settle("hf-taken")
+    assert (lost.phase, lost.cause) == (JobPhase.LOST, JobCause.PREEMPTED), lab.launcher.logs("hf-taken")[0][-4000:]
     assert [event["notice"] for event in lab.events("hf-taken", "spot_notice")] == ["the machine goes"]
     (stopped,) = lab.events("hf-taken", "stopped")
-    assert 2 <= stopped["step"] < 15, "in the first epoch or the second, not at the end"
+    assert stopped["step"] < 15
 
-    lab.submit("train", "hf-taken", payload, num_ranks=1, environment=KIND)
+    submit(lab, dataset, tmp_path / "code", "hf-taken", ranks=1)
     checkpoint = Checkpoint.load(lab.result("hf-taken"))
     (kept,) = lab.events("hf-taken", "batch_kept")
     assert (kept["samples"], kept["ranks"], kept["accumulation"], kept["instead_of"]) == (8, 1, 2, 1)

@@ -90,3 +90,6 @@ def test_a_script_trains_short_trials_that_its_own_metrics_prune(lab, dataset, r
     assert status.phase is JobPhase.STOPPED
     assert "pruned by asha" in status.reason
     assert status.step < 5000
+    assert [info.key for info in lab.store.list(f"runs/{pruned.plan}/") if "/checkpoints/" in info.key] == []
+    work = lab.root / "jobs" / status.name / "work"
+    assert [str(path) for path in work.rglob("*") if path.name.startswith(("checkpoint-", "step-"))] == []
