@@ -40,6 +40,12 @@ class StateStore:
         self.values[key] = text
 
 
+    async def adelete(self, key: str) -> None:
+        if self.fails:
+            raise ConnectionError("the API server is away")
+        self.values.pop(key, None)
+
+
 class Listener:
     """Consumes a running trigger and keeps what it fired."""
 

@@ -142,6 +142,11 @@ def is_given_to_jobs(config: PipelineFile, path: str) -> bool:
     return kind_of(config, path) in (ChangeKind.CODE, ChangeKind.LOCK, ChangeKind.DATA)
 
 
+def is_recorded(path: str) -> bool:
+    """Return whether our commit of an experiment writes such a path: its result, or the pointer to its dataset."""
+    return bool(_RESULT.fullmatch(path)) or _is_pointer(path)
+
+
 def _is_pointer(path: str) -> bool:
     return path.startswith("data/") and path.endswith(".dataset.yaml")
 

@@ -83,6 +83,12 @@ class GitRepository:
                     return GitRef(repository=self.url, name=name, commit=ref)
         raise RefNotFoundError(self.url, ref)
 
+    def is_commit(self, object_id: str) -> bool:
+        """Return whether an object is a commit: a tag may be on a file or a folder, too."""
+        with self._mirror.locked():
+            git = self._mirror.tips([self._checked(object_id)])
+            return git.run("cat-file", "-t", "--end-of-options", object_id).strip() == b"commit"
+
     def describe(self, commit: str) -> dict[str, str]:
         """Return ``tree``, ``patch_id`` ("" for a merge), ``author`` and ``subject`` of a commit."""
         with self._mirror.locked():

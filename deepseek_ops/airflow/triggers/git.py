@@ -14,7 +14,10 @@ ref moved and moved back        between two looks nothing; otherwise two moves
 deleted ref                     nothing; recreated after a look it is a new ref, even at the same commit
 new branch                      all it has since it left the default branch; without common history all its files; at a
                                 commit the default branch has, no paths at all (path globs keep it out)
-new or moved tag                a move without paths: path globs do not apply; an annotated tag counts by its commit
+new or moved tag                a move without paths: path globs do not apply; an annotated tag counts by its commit;
+                                with ``pipeline_file`` one on a file or a folder is nothing
+our own record of a training    with ``claimed`` nothing; what people push on it, also in the same look, is compared
+                                with it, and announced with it as ``previous``
 rename                          both names changed
 submodule                       a moved submodule is a change of its path; submodules are never fetched
 empty repository                no refs; the first push makes a new branch
@@ -46,6 +49,7 @@ from deepseek_ops.airflow.triggers.watching import Memory, OnStart, WatchTrigger
 if TYPE_CHECKING:
     from deepseek_ops.airflow.triggers.wanted import Wish
     from deepseek_ops.core.records import GitRef
+    from deepseek_ops.pipeline.own_pushes import Ours
 
 BATCH = 100
 """Refs dealt with before they are handed over and remembered: a restart repeats no more than these."""
@@ -73,7 +77,7 @@ class GitRefTrigger(WatchTrigger):
     :param facts_conn_id: facts database through which webhooks wake this watcher; empty: polling only.
     :param claimed: the DAGs that listen claim each push in the facts (``pipeline.pushes.claim``), so one that nobody
         claimed started no run: it is announced again when the watcher starts, or after two minutes. Airflow loses an
-        event that comes while it makes a run of another one.
+        event that comes while it makes a run of another one. Each move has a name then (``move``), and keeps it.
     """
 
     def __init__(
@@ -147,14 +151,14 @@ class GitRefTrigger(WatchTrigger):
             there = self._watched(snapshot)
             if not await watch.begun(snapshot.remote, there):
                 continue
-            await watch.announce_again(there, snapshot.at, self._unclaimed)
+            lost = await watch.lost(there, snapshot.at, self._unclaimed)
             refs = watch.due(watch.moved(snapshot.remote.url, there), snapshot.at)
             for start in range(0, max(len(refs), 1), BATCH):
-                fired = False
-                for ref in await self._at_rest(watch, snapshot, refs[start : start + BATCH]):
-                    fired = True
+                told = [*lost, *await self._at_rest(watch, snapshot, refs[start : start + BATCH])]
+                lost = []
+                for ref in told:
                     yield TriggerEvent(ref.dump())
-                if fired:
+                if told:
                     await asyncio.sleep(self.handover_seconds)
                 await watch.remember()
 
@@ -176,9 +180,10 @@ class GitRefTrigger(WatchTrigger):
             if later is not None:
                 snapshot.appointments.ask(later)
                 continue
-            watch.settle(ref, snapshot.at, announced=wish.wanted)
+            told = ref.evolve(previous=wish.base) if wish.base else ref
+            watch.settle(ref, snapshot.at, told=told if wish.wanted else None)
             if wish.wanted:
-                found.append(ref)
+                found.append(told)
         return found
 
     async def _unclaimed(self, refs: Sequence[GitRef]) -> list[GitRef]:
@@ -186,6 +191,12 @@ class GitRefTrigger(WatchTrigger):
 
         facts = await asyncio.to_thread(lambda: FactsHook(self.facts_conn_id).facts)
         return [ref for ref in refs if not await asyncio.to_thread(is_claimed, facts, ref)]
+
+    def _ours(self, repository: str) -> Ours:
+        """Return what tells our own commits: runs that push them note them in the facts."""
+        from deepseek_ops.pipeline.own_pushes import own_commits
+
+        return lambda commits: own_commits(FactsHook(self.facts_conn_id).facts, repository, commits)
 
     def _watched(self, snapshot: RefSnapshot) -> dict[str, str]:
         from deepseek_ops.adapters.git.refs import matches
@@ -211,7 +222,13 @@ class GitRefTrigger(WatchTrigger):
 
         try:
             return await asyncio.to_thread(
-                wish_of, snapshot.remote, ref, paths=self.paths, pipeline_file=self.pipeline_file, look=snapshot
+                wish_of,
+                snapshot.remote,
+                ref,
+                paths=self.paths,
+                pipeline_file=self.pipeline_file,
+                look=snapshot,
+                ours=self._ours(ref.repository) if self.claimed else None,
             )
         except Exception as error:  # noqa: BLE001  (one ref that cannot be looked at must not stop the others)
             log.warning("cannot look at %s at %s yet: %s", ref.short, ref.commit[:12], error)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deepseek_ops.airflow.triggers.announcements import Announcements, seen_in
 from deepseek_ops.airflow.triggers.watching import Memory, pause_after
 from deepseek_ops.core.errors import RefNotFoundError
 
@@ -22,15 +22,9 @@ LONGEST_REST = 10.0
 """A ref that never rests is announced after this many times its debounce, counted from its first move."""
 PLACE = "repository"
 """Entry of the memory that holds the URL: no ref is called that."""
-ANNOUNCED = "announced"
-"""Entry of the memory with the newest announcements, as JSON: no ref is called that either."""
-REMEMBERED = 64
-AGAIN_SECONDS = 120.0
-"""How long after its announcement a push that no run has taken is announced again; four times as long each time."""
-AGAIN_TIMES = 6
+EVERY_START = "start"
+"""Epoch of a watcher without a memory that announces the same refs at every start: they are the same moves."""
 WITNESSES = 3
-
-_REF = "refs/"
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +39,6 @@ class _Moving:
     wish: Wish | None = None
     failures: int = 0
     not_before: float = 0.0
-
-
-@dataclass(slots=True)
-class _Announced:
-    """A move that was announced, until it is known that a run has taken it."""
-
-    ref: GitRef
-    again_at: float
-    """When to ask whether a run has, by ``time.monotonic``."""
-    times: int = 0
 
 
 class GitWatch:
@@ -74,20 +58,16 @@ class GitWatch:
         self._after = after
         self._announce = announce
         self._interval = interval
-        self._claimed = claimed
+        self._announcements = Announcements(claimed=claimed)
         self._memory: Memory | None = None
         self._stored: dict[str, str] | None = None
         self._moving: dict[str, _Moving] = {}
         self._refs: Mapping[str, str] | None = None
         self._url = ""
-        self._announced: dict[str, GitRef] = {}
-        """The newest move of each ref that was announced, the newest last."""
-        self._untaken: dict[str, _Announced] = {}
-        """Those that no run is known to have taken: the watcher before this one made some of them."""
 
     def idle(self, snapshot: RefSnapshot) -> bool:
         """Return whether this snapshot can bring nothing: no ref moved, none is awaited, all is remembered."""
-        nothing = not self._moving and not self._overdue(snapshot.at) and self._kept() == self._stored
+        nothing = not self._moving and not self._announcements.overdue(snapshot.at) and self._kept() == self._stored
         same = snapshot.refs is self._refs and nothing
         self._refs = snapshot.refs
         return same
@@ -103,68 +83,36 @@ class GitWatch:
             if known is not None and not await self._same_repository(remote, known, there):
                 log.warning("%s is another repository than the one watched before: beginning afresh", remote.url)
                 known = None
+            first = known is None
             if known is None:
                 known = self._first(there)
                 log.info("first look at %s: %d refs, %d count as announced", remote.url, len(there), len(known))
-                self.seen = dict(known)
-                if self._memory is not None:
-                    await self._memory.save(self._kept())
+            self.seen = seen_in(known)
+            every_start = self._memory is None and (self._announce or self._after is not None)
+            unnamed = self._announcements.begin(known, epoch=EVERY_START if every_start else "")
+            if self._memory is not None and (first or unnamed):
+                known = self._kept()
+                await self._memory.save(known)
         except Exception:
             # Without what was announced before, nothing can be announced now.
             log.warning("could not read the watermark; trying again with the next poll", exc_info=True)
             return False
         self._stored = dict(known)
-        self.seen = {name: commit for name, commit in known.items() if name.startswith(_REF)}
-        earlier = _announcements(known.get(ANNOUNCED, "")) if self._claimed else []
-        self._announced = {ref.name: ref for ref in earlier}
-        self._untaken = {ref.name: _Announced(ref, again_at=float("-inf")) for ref in earlier}
         return True
 
-    async def announce_again(
+    async def lost(
         self,
         there: Mapping[str, str],
         now: float,
         unclaimed: Callable[[Sequence[GitRef]], Awaitable[list[GitRef]]],
-    ) -> None:
-        """Forget the announcements that no run has taken (``unclaimed``) for long, so that they are made again.
-
-        Airflow can lose one: where a DAG was paused a moment ago, or where a run is just being made of another event.
-        """
-        overdue = self._overdue(now)
-        if not overdue:
-            return
-        resting = [
-            one.ref for one in overdue if there.get(one.ref.name) == self.seen.get(one.ref.name) == one.ref.commit
-        ]
-        try:
-            lost = await unclaimed(resting)
-        except Exception as error:  # noqa: BLE001  (facts that are away must not keep new pushes back)
-            log.warning("cannot tell yet which pushes were taken: %s", error)
-            return
-        for one in overdue:
-            if one.ref not in lost or one.times >= AGAIN_TIMES:
-                del self._untaken[one.ref.name]
-                continue
-            log.info("%s at %s was taken by no run: announcing it again", one.ref.short, one.ref.commit[:12])
-            one.again_at = now + AGAIN_SECONDS * 4**one.times
-            one.times += 1
-            del self.seen[one.ref.name]
-            if one.ref.previous is not None:
-                self.seen[one.ref.name] = one.ref.previous
-
-    def _overdue(self, now: float) -> list[_Announced]:
-        return [one for one in self._untaken.values() if one.again_at <= now]
+    ) -> list[GitRef]:
+        """Return the announcements that no run has taken (``unclaimed``) for long, to be made again as they were."""
+        return await self._announcements.lost(there, self.seen, now, unclaimed)
 
     def moved(self, url: str, there: Mapping[str, str]) -> list[GitRef]:
         """Return the refs that are new or elsewhere. A deleted one is forgotten: if it comes back, it is new."""
-        from deepseek_ops.core.records import GitRef
-
         self.seen = {name: commit for name, commit in self.seen.items() if name in there}
-        found = [
-            GitRef(repository=url, name=name, commit=commit, previous=self.seen.get(name))
-            for name, commit in there.items()
-            if self.seen.get(name) != commit
-        ]
+        found = self._announcements.moves(url, there, self.seen)
         names = {ref.name for ref in found}
         self._moving = {name: moving for name, moving in self._moving.items() if name in names}
         return found
@@ -198,19 +146,11 @@ class GitWatch:
         moment = min(moving.since + debounce, moving.first + LONGEST_REST * debounce)
         return None if now >= moment else moment
 
-    def settle(self, ref: GitRef, now: float, *, announced: bool) -> None:
-        """Count the ref's commit as dealt with; ``announced`` tells whether anybody hears of it."""
+    def settle(self, ref: GitRef, now: float, *, told: GitRef | None) -> None:
+        """Count the ref's commit as dealt with; ``told`` is what anybody hears of it, None for nothing."""
         self.seen[ref.name] = ref.commit
         self._moving.pop(ref.name, None)
-        if not (announced and self._claimed):
-            return
-        self._announced.pop(ref.name, None)
-        self._announced[ref.name] = ref
-        for name in list(self._announced)[:-REMEMBERED]:
-            del self._announced[name]
-        untaken = self._untaken.get(ref.name)
-        if untaken is None or untaken.ref != ref:
-            self._untaken[ref.name] = _Announced(ref, again_at=now + AGAIN_SECONDS)
+        self._announcements.settle(ref, now, told=told)
 
     async def remember(self) -> None:
         """Store what counts as announced, if that is something else than what is stored."""
@@ -219,11 +159,7 @@ class GitWatch:
             self._stored = kept
 
     def _kept(self) -> dict[str, str]:
-        kept = {**self.seen, PLACE: self._url}
-        if self._announced:
-            moves = [[ref.name, ref.commit, ref.previous or ""] for ref in self._announced.values()]
-            kept[ANNOUNCED] = json.dumps([self._url, *moves])
-        return kept
+        return {**self._announcements.entries(self.seen), PLACE: self._url}
 
     def _first(self, there: Mapping[str, str]) -> dict[str, str]:
         if self._after is not None:
@@ -234,7 +170,7 @@ class GitWatch:
         """Return whether a watermark belongs to this repository, which may have been renamed or moved since."""
         if known.get(PLACE, remote.url) == remote.url:
             return True
-        refs = {name: commit for name, commit in known.items() if name.startswith(_REF)}
+        refs = seen_in(known)
         if any(there.get(name) == commit for name, commit in refs.items()):
             return True
         for commit in sorted(set(refs.values()))[:WITNESSES]:
@@ -244,13 +180,3 @@ class GitWatch:
                 continue
             return True
         return False
-
-
-def _announcements(text: str) -> list[GitRef]:
-    """Return the moves that a memory's entry holds."""
-    from deepseek_ops.core.records import GitRef
-
-    if not text:
-        return []
-    url, *moves = json.loads(text)
-    return [GitRef(repository=url, name=name, commit=commit, previous=before or None) for name, commit, before in moves]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import zlib
@@ -17,6 +18,9 @@ OnStart = Literal["skip", "announce"]
 
 LONGEST_BACKOFF_SECONDS = 60.0
 SHARDS = 16
+"""Keys that a memory begins with."""
+SHARD_BYTES = 48 * 1024
+"""A key that would hold more makes the memory spread over twice as many: Airflow's limit is 64 KiB by default."""
 
 log = logging.getLogger(__name__)
 
@@ -57,36 +61,48 @@ class WatchTrigger(BaseEventTrigger):
 
 
 class Memory:
-    """A dictionary of strings in the asset state store, spread over 16 keys: a value there has 64 KiB at most."""
+    """A dictionary of strings in the asset state store, spread over keys of 48 KiB at most: as many as it needs.
+
+    ``watch-<key>`` says over how many. It spreads to a new set of keys, and says so when all of them are written: a
+    process that is killed in between leaves the old set, which is whole.
+    """
 
     def __init__(self, store: Any, key: str) -> None:
         self._store = store
         self._key = f"watch-{key}"
+        self._shards = SHARDS
         self._stored: dict[int, dict[str, str]] | None = None
 
     async def load(self) -> dict[str, str] | None:
         """Return what was remembered, or None when nothing ever was."""
-        if await self._store.aget(self._key, None) is None:
+        header = await self._store.aget(self._key, None)
+        if header is None:
             return None
+        self._shards = int(header["shards"])
         self._stored = {}
-        for shard in range(SHARDS):
-            self._stored[shard] = dict(await self._store.aget(self._shard_key(shard), {}))
+        for shard in range(self._shards):
+            self._stored[shard] = dict(await self._store.aget(self._shard_key(self._shards, shard), {}))
         return {name: value for part in self._stored.values() for name, value in part.items()}
 
     async def save(self, values: Mapping[str, str]) -> None:
         """Remember ``values``; only the keys that changed are written."""
-        first = self._stored is None
-        known = self._stored if self._stored is not None else {}
-        parts: dict[int, dict[str, str]] = {shard: {} for shard in range(SHARDS)}
-        for name, value in values.items():
-            parts[zlib.crc32(name.encode()) % SHARDS][name] = value
+        before, known = self._shards, self._stored
+        shards, parts = before, _spread(values, before)
+        while shards < len(values) and any(
+            len(json.dumps(part)) > SHARD_BYTES for at, part in parts.items() if known is None or part != known.get(at)
+        ):
+            shards, known = 2 * shards, None
+            parts = _spread(values, shards)
         for shard, part in parts.items():
-            if first or part != known.get(shard, {}):
-                await self._store.aset(self._shard_key(shard), part)
-                known[shard] = part
-        if first:  # last: after a crash before it, the next start begins afresh and takes no part for the whole
-            await self._store.aset(self._key, {"shards": SHARDS})
-        self._stored = known
+            if known is None or part != known.get(shard, {}):
+                await self._store.aset(self._shard_key(shards, shard), part)
+                if known is not None:
+                    known[shard] = part
+        if known is None:  # last: after a crash before it, what was whole is taken for the whole
+            await self._store.aset(self._key, {"shards": shards})
+        self._shards, self._stored = shards, parts
+        if shards != before:
+            await self._forget(before)
 
     async def save_or_log(self, values: Mapping[str, str]) -> bool:
         """Remember ``values`` and return True, or log why not: a restart would announce again, nothing is lost."""
@@ -97,5 +113,20 @@ class Memory:
             return False
         return True
 
-    def _shard_key(self, shard: int) -> str:
-        return f"{self._key}-{shard:x}"
+    async def _forget(self, shards: int) -> None:
+        """Delete the keys that the memory was spread over before."""
+        try:
+            for shard in range(shards):
+                await self._store.adelete(self._shard_key(shards, shard))
+        except Exception:  # they are read by nobody
+            log.warning("could not delete %d old keys of the watermark", shards, exc_info=True)
+
+    def _shard_key(self, shards: int, shard: int) -> str:
+        return f"{self._key}-{shard:x}" if shards == SHARDS else f"{self._key}-{shards}-{shard:x}"
+
+
+def _spread(values: Mapping[str, str], shards: int) -> dict[int, dict[str, str]]:
+    parts: dict[int, dict[str, str]] = {shard: {} for shard in range(shards)}
+    for name, value in values.items():
+        parts[zlib.crc32(name.encode()) % shards][name] = value
+    return parts
