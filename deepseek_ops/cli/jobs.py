@@ -30,7 +30,8 @@ def run(
     file: Annotated[Path, typer.Argument(help="A JobSpec as JSON, such as the spec.json of an earlier job.")],
     at: At = "",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Stay until the job ends, renew its lease, show its log on stderr.")
+        bool,
+        typer.Option("--follow", "-f", help="Stay to its end, its log on stderr; else it has no lease."),
     ] = False,
 ) -> None:
     """Start a job, or find the one of its name; print its status as JSON on stdout, after its end with --follow.
@@ -98,6 +99,7 @@ def stop(
 
         stop_demo(root)
         return
+    _require_name(job)
     launcher = opened_launcher(at)
     name = found(launcher, job).name
     launcher.stop(name, reason or f"stopped by {_who()}")
@@ -114,7 +116,10 @@ def checkpoint_now(job: Job, at: At = "", wait: Wait = False) -> None:
 
 def rewind(
     job: Job,
-    to: Annotated[int | None, typer.Option("--to", min=0, help="Newest healthy checkpoint up to this step.")] = None,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", min=0, help="Newest healthy checkpoint up to this past step."),
+    ] = None,
     at: At = "",
     wait: Wait = False,
 ) -> None:
@@ -141,8 +146,7 @@ def _ask(
 
 def found(launcher: Launcher, job: str) -> JobStatus:
     """Return the status of the job of this name, or of the only one whose name begins so. Raises ConfigError."""
-    if not job.strip():
-        raise ConfigError("", 0, "job", "the name is empty.", "See `deepseek-ops status --table`.")
+    _require_name(job)
     known = launcher.status(job)
     if known is not None:
         return known
@@ -153,6 +157,11 @@ def found(launcher: Launcher, job: str) -> JobStatus:
     raise ConfigError(
         "", 0, "job", f"{job!r} names {len(matches)} jobs: {names}.", "See `deepseek-ops status --table`."
     )
+
+
+def _require_name(job: str) -> None:
+    if not job.strip():
+        raise ConfigError("", 0, "job", "the name is empty.", "See `deepseek-ops status --table`.")
 
 
 def _follow(launcher: Launcher, name: str, *, events: bool = False, err: bool = False) -> JobStatus:

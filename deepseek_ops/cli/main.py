@@ -25,12 +25,16 @@ COMMANDS = {
     "promote": ("deepseek_ops.cli.promote", "promote", "Open the merge of the experiment that won."),
     "diff": ("deepseek_ops.cli.diff", "diff", "Say what moved between two results, and if it explains their metrics."),
     "demo": ("deepseek_ops.cli.demo", "demo", "Run the main job on real servers, from a git push to a deployed model."),
-    "run": ("deepseek_ops.cli.jobs", "run", "Start a job on any engine, without Airflow."),
+    "run": (
+        "deepseek_ops.cli.jobs",
+        "run",
+        "Start a job on any engine, without Airflow; JSON on stdout.",
+    ),
     "status": ("deepseek_ops.cli.jobs", "status", "Show a job, or all of them."),
     "logs": ("deepseek_ops.cli.jobs", "logs", "Print what a job has logged, or its events; --follow stays with it."),
     "top": ("deepseek_ops.cli.top", "top", "Watch all jobs live: step, loss, speed, remaining time, machines."),
     "checkpoint-now": ("deepseek_ops.cli.jobs", "checkpoint_now", "Let a running training write a checkpoint."),
-    "rewind": ("deepseek_ops.cli.jobs", "rewind", "Let a running training go back to a healthy checkpoint."),
+    "rewind": ("deepseek_ops.cli.jobs", "rewind", "Let a running training go back, leaving out what came since."),
     "stop": ("deepseek_ops.cli.jobs", "stop", "Let a job checkpoint and end; without a job, end a kept demo."),
 }
 """Name -> module, function, help: a command's module is imported when it is called, not when another one is."""

@@ -116,6 +116,8 @@ def test_an_empty_name_ends_nothing_and_no_demo(call, launcher, tmp_path: Path) 
     for command in ("stop", "rewind", "checkpoint-now", "logs"):
         with pytest.raises(ConfigError, match=r"^job: the name is empty"):
             call(command, "")
+    with pytest.raises(ConfigError, match=r"^job: the name is empty"):
+        CliRunner().invoke(build(["stop", ""]), ["stop", " ", "--at", str(tmp_path / "none")], catch_exceptions=False)
     assert launcher.status(spec.name).phase is JobPhase.RUNNING
     launcher.stop(spec.name, "enough")
 
