@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ TAGS = ["v1", "other"]
 FILES = ["deepseek/a", "deepseek/b", "docs/c"]
 CONSUMERS: list[dict[str, Any]] = [
     {"refs": ["refs/heads/*"], "paths": ["deepseek/**"]},
-    {"refs": ["refs/heads/exp/*", "refs/tags/v*"]},
+    {"refs": ["refs/heads/exp/*", "refs/tags/v*"], "claimed": True},
     {"refs": ["refs/heads/*"], "paths": ["deepseek/**"], "debounce": 30.0},
 ]
 Told = tuple[str, str, str | None]
@@ -94,6 +94,11 @@ class Model:
         self.stored: dict[str, str] | None = None
         self.seen: dict[str, str] | None = None
         self.moving: dict[str, tuple[str, float, float]] = {}
+        self.numbers: dict[str, int] = {}
+        """How often each ref has moved: the name of its newest move, which two moves never share."""
+        self.stored_numbers: dict[str, int] = {}
+        self.names: list[int] = []
+        """Of what was told."""
 
     def restart(self) -> None:
         self.seen, self.moving = None, {}
@@ -106,6 +111,7 @@ class Model:
                 return []
             self.seen = dict(there) if self.stored is None else dict(self.stored)
             self.stored = dict(self.seen)
+            self.numbers = dict(self.stored_numbers)
         seen = self.seen = {name: commit for name, commit in self.seen.items() if name in there}
         self.moving = {name: at for name, at in self.moving.items() if name in there and seen.get(name) != there[name]}
         found: list[Told] = []
@@ -120,12 +126,14 @@ class Model:
             wanted = self.wanted(name, seen.get(name), commit, refs)
             if wanted and self.debounce and now < min(since + self.debounce, first + 10 * self.debounce):
                 continue
+            self.numbers[name] = self.numbers.get(name, 0) + 1
             if wanted:
                 found.append((name, commit, seen.get(name)))
+                self.names.append(self.numbers[name])
             seen[name] = commit
             del self.moving[name]
         if memory:
-            self.stored = dict(seen)
+            self.stored, self.stored_numbers = dict(seen), dict(self.numbers)
         return found
 
     def wanted(self, name: str, old: str | None, new: str, refs: dict[str, str]) -> bool:
@@ -144,6 +152,7 @@ class Consumer:
         self.options = options
         self.store = StateStore()
         self.told: list[Told] = []
+        self.moves: list[str] = []
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
 
@@ -153,6 +162,8 @@ class Consumer:
         trigger = GitRefTrigger(git_conn_id="model", asset_name="m", poll_interval=1e-3, **self.options)
         trigger.asset_state_store = self.store  # type: ignore[assignment]
         trigger.handover_seconds = 0.0
+        trigger._unclaimed = _all_taken  # type: ignore[method-assign]
+        trigger._ours = lambda repository: lambda commits: []  # type: ignore[method-assign]
         self.trigger = trigger
         self._task = self._loop.create_task(self._listen())
 
@@ -160,6 +171,7 @@ class Consumer:
         async for event in self.trigger.filter_shared_stream(self._stream()):
             ref = GitRef.load(event.payload)
             self.told.append((ref.name, ref.commit, ref.previous))
+            self.moves.append(ref.move or "")
 
     async def _stream(self) -> AsyncIterator[RefSnapshot]:
         while True:
@@ -194,6 +206,10 @@ class Consumer:
     @property
     def running(self) -> bool:
         return self._task is not None
+
+
+async def _all_taken(refs: Sequence[GitRef]) -> list[GitRef]:
+    return []
 
 
 class Watching(RuleBasedStateMachine):
@@ -325,12 +341,12 @@ class Watching(RuleBasedStateMachine):
         """What was told may not have been stored, so it is told again: the one case of twice, and the very same."""
         consumer, model = self.consumers[number], self.models[number]
         if consumer.running:
-            stored = model.stored
+            stored, numbers = model.stored, model.stored_numbers
             snapshot = self.snapshot()
             told = model.look(dict(snapshot.refs), self.now, memory=True, server=True)
             if told:
                 self.loop.run_until_complete(consumer.killed_after(snapshot, len(told)))
-                model.stored = stored
+                model.stored, model.stored_numbers = stored, numbers
                 self.check(number, told)
                 self.go_on(number)
             else:
@@ -365,7 +381,13 @@ class Watching(RuleBasedStateMachine):
 
     def check(self, number: int, told: list[Told]) -> None:
         self.expected[number] += told
-        assert self.consumers[number].told == self.expected[number], f"consumer {number}: {CONSUMERS[number]}"
+        consumer = self.consumers[number]
+        assert consumer.told == self.expected[number], f"consumer {number}: {CONSUMERS[number]}"
+        if "claimed" in CONSUMERS[number]:
+            assert [move.partition(".")[2] for move in consumer.moves] == [
+                str(one) for one in self.models[number].names
+            ]
+            assert len({move.partition(".")[0] for move in consumer.moves}) <= 1
 
 
 @pytest.mark.slow
