@@ -101,7 +101,7 @@ def events_of(steps: int, at: float, *, ended: bool = True) -> list[dict[str, ob
             positions={"0": {"step": killed, "phase": "step"}, "5": {"step": killed - 1, "phase": HOSTILE}}),
         one("stacks", killed, rank=5, node=0, step=killed - 1, phase="step", source="py-spy", problem="",
             frames=["read (queue.py:171)", f"wait {HOSTILE} (loader.py:88)", "batch (training_task.py:40)"]),
-        one("resumed", resumed, 2, from_step=resumed - 1, samples_repeated=0, samples_skipped=768, ranks=16,
+        one("resumed", resumed, 2, from_step=resumed - 1, samples_skipped=768, ranks=16,
             total_steps=steps),
         one("published", steps, 2, files=12, bytes=1_300_000_000, model=HOSTILE),
     ]  # fmt: skip

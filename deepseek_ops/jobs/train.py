@@ -166,7 +166,7 @@ def _loop(context: JobContext, plan: TrainingPlan, ranks: Ranks, streams: Stream
     else:
         behind = position_of(progress.step, progress.skipped)
         left_out = count_of(progress.skipped, below=behind) * hyper.batch_size
-        streams.event("resumed", from_step=progress.step, samples_repeated=0, samples_skipped=left_out, **facts)
+        streams.event("resumed", from_step=progress.step, samples_skipped=left_out, **facts)
     context.progress(0 if progress is None else progress.step)
     return Loop(
         plan,

@@ -184,7 +184,9 @@ def test_a_training_survives_a_rank_and_goes_on_with_one_machine_when_the_other_
 
     resumed = ray_lab.events(name, "resumed")
     assert [event["attempt"] for event in resumed] == [1, 2]
-    assert [(event["samples_repeated"], event["samples_skipped"]) for event in resumed] == [(0, 0)] * 2
+    assert [event["samples_skipped"] for event in resumed] == [0, 0]
+    proof = ray_lab.events(name, "resume_proof")[-1]
+    assert (proof["exact"], proof["samples_repeated"], proof["samples_skipped"]) == (True, 0, 0), proof
     losses: dict[int, set[float]] = {}
     for event in ray_lab.events(name, "metric"):
         losses.setdefault(int(str(event["step"])), set()).add(float(str(event["training_loss"])))

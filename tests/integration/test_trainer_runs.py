@@ -178,6 +178,9 @@ def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811
     checkpoint = Checkpoint.load(lab.result(lab.train(name, plan)))
     (resumed,) = lab.events(name, "resumed")
     assert 5 <= resumed["from_step"] < 150
+    assert "samples_repeated" not in resumed, "what was repeated is proved at the end, from what was recorded"
+    (proof,) = [event for event in lab.events(name, "resume_proof") if event["steps"] == 150]
+    assert proof["exact"]
     assert checkpoint.step == 150
 
 
