@@ -18,6 +18,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
     r"|\bstd::bad_alloc\b"
     r"|due to the node running low on memory"  # Ray's, where it wraps its own error
+    r"|^can't start new thread$"  # no room for its stack; a limit of processes says the same
     r"|NCCL.*\bout of memory\b|Failed to CUDA (c|m)alloc",
     re.IGNORECASE | re.DOTALL,
 )

@@ -48,6 +48,7 @@ def ending_of(error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatc
         (RuntimeError("NCCL error in: x.cpp:1, unhandled cuda error\nCuda failure 2 'out of memory'"),
          JobCause.OUT_OF_MEMORY),
         (RuntimeError("std::bad_alloc"), JobCause.OUT_OF_MEMORY),
+        (RuntimeError("can't start new thread"), JobCause.OUT_OF_MEMORY),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), JobCause.MACHINE_LOST),
         (RuntimeError("Timed out waiting 1800000ms for recv operation to complete"), None),
         (ConnectionResetError(104, "Connection reset by peer"), None),
