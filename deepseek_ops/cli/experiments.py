@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from deepseek_ops.adapters.git import Clone
 from deepseek_ops.cli.data_options import print_json
 from deepseek_ops.cli.record_sources import Repo, opened
 from deepseek_ops.core.ports import NOTES_REF
-from deepseek_ops.pipeline.experiments import Experiment, Value, body_of, chosen, experiments_of, row_of
+from deepseek_ops.pipeline.changes import PIPELINE_FILE
+from deepseek_ops.pipeline.experiments import Experiment, Value, body_of, chosen, experiments_of, require_names, row_of
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs, with everything that is known.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")]
@@ -23,7 +24,8 @@ Columns = Annotated[str, typer.Option(help="Names to show after the fixed column
 MAX_COLUMNS = 4
 """Hyperparameters, and metrics, that a table shows where no columns are named."""
 _FIXED = ("date", "model", "dataset", "commit", "tag")
-_WIDE = 200
+_UNLIMITED = 100_000
+"""Width of a table that a program reads: nothing in it is cut."""
 
 
 def log(
@@ -34,8 +36,8 @@ def log(
     as_json: AsJson = False,
 ) -> None:
     """Show the experiments of a repository, newest first, from its commits, tags and notes."""
-    found = chosen(_experiments(repo, ref or []), limit=limit)
-    _show(found, columns, as_json=as_json)
+    known = _experiments(repo, ref or [])
+    _show(chosen(known, limit=limit), _named(columns, known), as_json=as_json)
 
 
 def experiments(
@@ -48,20 +50,46 @@ def experiments(
     as_json: AsJson = False,
 ) -> None:
     """Choose and sort experiments by what they were and what came out."""
-    found = chosen(_experiments(repo, ref or []), where=where, sort=sort, limit=limit)
-    _show(found, columns, as_json=as_json)
+    known = _experiments(repo, ref or [])
+    found = chosen(known, where=where, sort=sort, limit=limit)
+    _show(found, _named(columns, known), as_json=as_json)
 
 
 def _experiments(repo: str, refs: Sequence[str]) -> list[Experiment]:
     source = opened(repo)
     if isinstance(source, Clone):
-        if source.misses_notes():
-            sys.stderr.write(
-                f"notes are not in this clone; fetch them with: git fetch origin {NOTES_REF}:{NOTES_REF}\n"
-            )
-        return _reached(experiments_of(source.record_texts(refs)), set(source.reachable(refs)) if refs else None)
+        found = experiments_of(source.record_texts(refs))
+        for line in _what_is_missing(source, found):
+            sys.stderr.write(f"{line}\n")
+        return _reached(found, set(source.reachable(refs)) if refs else None)
     commits = [source.resolve(ref).commit for ref in refs]
     return _reached(experiments_of(source.record_texts(commits)), set(source.reachable(commits)) if refs else None)
+
+
+def _what_is_missing(clone: Clone, found: Sequence[Experiment]) -> Iterator[str]:
+    """Yield what the clone cannot show, with the command that brings it."""
+    gaps = clone.gaps()
+    if gaps.remedy:
+        yield f"this clone {gaps}: its origin may have more experiments; fetch them with: {gaps.remedy}"
+    if clone.misses_notes() and _has_notes(clone, found):
+        every = f"{NOTES_REF}*:{NOTES_REF}*"  # a pattern: no error where nothing has been noted yet
+        yield f"records are kept as notes, which are not in this clone; fetch them with: git fetch origin '{every}'"
+
+
+def _has_notes(clone: Clone, found: Sequence[Experiment]) -> bool:
+    """Return whether the team keeps records as notes, or they went there as the host refused a commit."""
+    from deepseek_ops.core.config import load_pipeline
+    from deepseek_ops.core.errors import PermanentError
+
+    text = clone.read_file(PIPELINE_FILE)
+    try:
+        rules = load_pipeline(text, file=PIPELINE_FILE).records if text else None
+    except PermanentError:
+        return False  # the table is not about this file
+    if rules is None:
+        return False
+    refused = rules.write == "commit" and rules.when_refused == "notes" and any(one.source == "tag" for one in found)
+    return rules.write == "notes" or refused
 
 
 def _reached(found: list[Experiment], reach: set[str] | None) -> list[Experiment]:
@@ -71,17 +99,26 @@ def _reached(found: list[Experiment], reach: set[str] | None) -> list[Experiment
     return [one for one in found if reach.intersection((one.commit, *one.parents, *one.copies))]
 
 
-def _show(found: Sequence[Experiment], columns: str, *, as_json: bool) -> None:
+def _named(columns: str, known: Sequence[Experiment]) -> list[str]:
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    require_names(names, known)
+    return names
+
+
+def _show(found: Sequence[Experiment], columns: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         print_json([body_of(one) for one in found])
         return
     rows = [row_of(one) for one in found]
-    names = [name.strip() for name in columns.split(",") if name.strip()] or _interesting(found)
-    table = Table(*_FIXED, *names)
+    names = columns or _interesting(found)
+    # What names a result is never cut: it is what people copy into the next command.
+    table = Table(*(Column(name, overflow="fold" if name in ("commit", "tag") else "ellipsis") for name in _FIXED))
+    for name in names:
+        table.add_column(name)
     for one, row in zip(found, rows, strict=True):
         about = (one.date[:10], f"{one.record.model} {one.record.version}".strip(), _dataset(one), one.commit[:12])
         table.add_row(*about, " ".join((*one.releases, *one.tags)), *(_cell(row.get(name)) for name in names))
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    console = Console() if sys.stdout.isatty() else Console(width=_UNLIMITED)
     console.print(table, markup=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,8 @@ from deepseek_ops.core.ports import RecordText
 from deepseek_ops.pipeline.records_in_git import ExperimentRecord, parse_experiments, parse_release
 
 Value = float | str | bool
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){2}")
+_DATED = re.compile(r"exp-(\d{4})(\d{2})(\d{2})-")
 MAX_KNOWN = 40
 """Names listed in an error."""
 
@@ -54,8 +57,28 @@ class Experiment:
 
     @property
     def date(self) -> str:
-        """ISO 8601 in UTC, to the second; empty where no clock is known."""
+        """The day of the run, as the record or its tag says; else when the record was committed, ISO 8601 in UTC.
+
+        A commit of ours has the time of the one that was trained, so that a retry makes the same commit: a training of
+        today on an old commit is not an old one.
+        """
+        return self._day or self.committed
+
+    @property
+    def committed(self) -> str:
+        """When the record was committed, ISO 8601 in UTC, to the second; empty where no clock is known."""
         return dt.datetime.fromtimestamp(self.time, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if self.time else ""
+
+    @property
+    def age(self) -> tuple[str, tuple[int, ...], int]:
+        """What experiments are ordered by, the larger the newer: day, version, and when they were committed."""
+        version = self.record.version if _VERSION.fullmatch(self.record.version) else ""
+        return self.date[:10], tuple(map(int, version.split("."))) if version else (), self.time
+
+    @property
+    def _day(self) -> str:
+        named = (f"{match[1]}-{match[2]}-{match[3]}" for match in map(_DATED.match, self.tags) if match)
+        return next((day for day in (self.record.date, *named) if _is_day(day)), "")
 
 
 def experiments_of(texts: Iterable[RecordText]) -> list[Experiment]:
@@ -74,7 +97,7 @@ def experiments_of(texts: Iterable[RecordText]) -> list[Experiment]:
             key = (record.run_id, record.manifest)
             found[key] = _with(found[key], text) if key in found else _new(record, text)
     named = (replace(one, releases=tuple(sorted(releases.get(one.record.manifest, [])))) for one in found.values())
-    return sorted(named, key=lambda one: -one.time)  # of equal ones, as Git has them
+    return sorted(named, key=lambda one: one.age, reverse=True)  # of equal ones, as Git has them
 
 
 def row_of(experiment: Experiment) -> dict[str, Value]:
@@ -93,6 +116,7 @@ def row_of(experiment: Experiment) -> dict[str, Value]:
         "commit": experiment.commit,
         "tag": ",".join(experiment.tags),
         "release": ",".join(experiment.releases),
+        "branch": record.branch,
         "author": experiment.author,
         "hardware": record.hardware,
         "run_id": record.run_id,
@@ -112,12 +136,14 @@ def chosen(
 ) -> list[Experiment]:
     """Return at most ``limit`` experiments that ``where`` is true of, by ``sort``; ``-name`` puts the largest first.
 
-    Raises ConditionError, and UnknownNameError for a name that none of the experiments has.
+    Raises ConditionError, SelectionKindError, and UnknownNameError for a name that none of the experiments has.
     """
     rows = [row_of(one) for one in experiments]
     selection = Selection.parse(where) if where else None
     by, descending = sort.removeprefix("-"), sort.startswith("-")
     _require_known([*(selection.names if selection else ()), *([by] if by else [])], rows)
+    if selection is not None:
+        selection.require_kinds(rows)
     kept = [(one, row) for one, row in zip(experiments, rows, strict=True) if selection is None or selection.holds(row)]
     if by:
         having = [pair for pair in kept if by in pair[1]]
@@ -126,12 +152,17 @@ def chosen(
     return [one for one, _ in kept][:limit]
 
 
+def require_names(names: Sequence[str], experiments: Sequence[Experiment]) -> None:
+    """Raise UnknownNameError for a name that none of the experiments has; where there are none, every name will do."""
+    _require_known(names, [row_of(one) for one in experiments])
+
+
 def body_of(experiment: Experiment) -> dict[str, JsonValue]:
     """Return an experiment as JSON."""
-    body = experiment.record.dump()
-    del body["schema"]
+    body = {name: value for name, value in experiment.record.dump().items() if name not in ("schema", "date")}
     return {
         "date": experiment.date,
+        "committed": experiment.committed,
         "commit": experiment.commit,
         "source": experiment.source,
         "author": experiment.author,
@@ -169,6 +200,13 @@ def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, Value]
         elif value is not None:
             flat[f"{prefix}{key}"] = json.dumps(value)
     return flat
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return dt.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _order(value: Value) -> tuple[bool, float, str]:

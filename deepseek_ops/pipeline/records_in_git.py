@@ -51,6 +51,8 @@ class ExperimentRecord(Record):
     comparisons: dict[Key, Comparison] = Field(default_factory=dict, description="Metric -> beside the champion's.")
     version: str = Field(default="", description="Number in the registry; empty where it was not registered.")
     run_id: str = Field(min_length=1)
+    date: str = Field(default="", description="Day of the run, such as 2026-05-01; empty in records of older releases.")
+    branch: str = Field(default="", description="Branch or tag the run was of; empty in records of older releases.")
     dataset_version: Digest
     manifest: Digest = Field(description="Fingerprint of the RunManifest.")
     tracker_url: str = ""
@@ -79,6 +81,8 @@ def experiment_message(record: ExperimentRecord) -> str:
     trailers = {
         "Version": record.version,
         "Run-Id": record.run_id,
+        "Run-Date": record.date,
+        "Branch": record.branch,
         "Dataset-Version": record.dataset_version,
         "Manifest": record.manifest,
         "Tracker-Url": record.tracker_url,
@@ -103,6 +107,8 @@ def parse_experiment(message: str) -> ExperimentRecord | None:
                 "comparisons": sections.get("Comparisons", {}),
                 "version": trailers.get("Version", ""),
                 "run_id": trailers.get("Run-Id", ""),
+                "date": trailers.get("Run-Date", ""),
+                "branch": trailers.get("Branch", ""),
                 "dataset_version": trailers.get("Dataset-Version", ""),
                 "manifest": trailers.get("Manifest", ""),
                 "tracker_url": trailers.get("Tracker-Url", ""),

@@ -74,6 +74,8 @@ def record_experiment(
         comparisons=_comparisons(config.validation.metric, evaluations),
         version=version.version,
         run_id=run_id,
+        date=date.isoformat(),
+        branch=manifest.source.short,
         dataset_version=dataset.version,
         manifest=manifest.fingerprint,
         tracker_url=_decided_url(facts, f"{version.name}/{version.version}/{run_id}", tracker_url, run=run_id),

@@ -21,6 +21,11 @@ from deepseek_ops.pipeline.own_pushes import OwnCommit, is_own_tag, own_commits
 from deepseek_ops.pipeline.recording import Recorded, push_record
 from deepseek_ops.pipeline.records_in_git import ExperimentRecord, experiment_message
 
+PIPELINE = """name: t
+data: {raw: r/, prepare: "a.b:c"}
+training: {model: m.json}
+records: {write: notes}
+"""
 REFUSE_BOTS = """#!/bin/sh
 while read old new name; do
   case "$name" in
@@ -208,7 +213,7 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def recorded(file_developer: Developer) -> Developer:  # noqa: F811
     """A clone with one record of each kind, fetched as ``git pull`` does, and no notes."""
     developer = file_developer
-    first = developer.push_commit({"a": "1"})
+    first = developer.push_commit({"a": "1", "deepseek.yaml": PIPELINE})
     push(developer.remote, 1, first, Records(write="notes"))
     second = developer.push_commit({"a": "2"})
     push(developer.remote, 2, second, Records(write="tag-only"))
@@ -223,7 +228,7 @@ def test_log_and_experiments_read_a_plain_clone(recorded: Developer) -> None:
     before = recorded.git("status", "--porcelain")
     table = command("log", folder=recorded.folder)
     assert table.returncode == 0, table.stderr
-    assert f"git fetch origin {NOTES_REF}:{NOTES_REF}" in table.stderr
+    assert f"git fetch origin '{NOTES_REF}*:{NOTES_REF}*'" in table.stderr
     lines = [line for line in table.stdout.splitlines() if "exp-2026" in line]
     assert sorted(line.split("exp-20260301-")[1][0] for line in lines) == ["1", "2", "3"]
     assert "learning_rate" in table.stdout
@@ -235,7 +240,7 @@ def test_log_and_experiments_read_a_plain_clone(recorded: Developer) -> None:
     assert [one["hyperparameters"]["learning_rate"] for one in json.loads(chosen.stdout)] == [0.002, 0.003]
     wrong = command("experiments", "--where", "lr < 1", folder=recorded.folder)
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert wrong.stderr.splitlines()[-1].startswith("no experiment has 'lr'; Known are author, batch_size, commit")
+    assert wrong.stderr.splitlines()[-1].startswith("no experiment has 'lr'; Known are author, batch_size, branch, commit")
     assert recorded.git("status", "--porcelain") == before
 
 
@@ -254,3 +259,57 @@ def test_notes_alone_are_enough_where_tags_are_gone(recorded: Developer) -> None
     recorded.git("fetch", "--quiet", "origin", f"{NOTES_REF}:{NOTES_REF}")
     assert not open_clone(recorded.folder).misses_notes()
     assert list(open_clone(recorded.folder).notes().values()) == [experiment_message(record(1))]
+
+
+def test_notes_are_missed_only_where_there_can_be_any_and_the_advice_works(file_developer: Developer) -> None:  # noqa: F811
+    developer = file_developer
+    first = developer.push_commit({"deepseek.yaml": PIPELINE.replace("records: {write: notes}\n", "")})
+    push(developer.remote, 1, first, Records())
+    developer.git("fetch", "--quiet", "--tags", "origin")
+    assert command("log", folder=developer.folder).stderr == "", "records of this team are commits"
+    developer.git("pull", "--quiet", "origin", "main")
+    developer.push_commit({"deepseek.yaml": PIPELINE})
+    told = command("log", folder=developer.folder).stderr
+    advice = told.partition("fetch them with: ")[2].strip().replace("'", "").split()
+    developer.git(*advice[1:])  # nothing has been noted yet, and that is no error
+    push(developer.remote, 2, developer.git("rev-parse", "HEAD"), Records(write="notes"))
+    developer.git(*advice[1:])
+    assert command("log", folder=developer.folder).stderr == ""
+    assert open_clone(developer.folder).notes()
+
+
+def test_a_clone_that_leaves_something_out_says_so_with_what_brings_it(recorded: Developer, tmp_path: Path) -> None:
+    url = f"file://{recorded.bare}"
+    for options, said in (
+        (("--depth", "1"), "this clone has no older commits, has no other branch than main: its origin may"),
+        (("--single-branch", "--no-tags"), "this clone has no other branch than main, fetches no tags: its origin may"),
+        (("--no-tags",), "this clone fetches no tags: its origin may"),
+    ):
+        clone = tmp_path / f"clone{len(options)}{options[0]}"
+        run_git(tmp_path, "clone", "--quiet", *options, url, str(clone))
+        told = command("log", "--json", folder=clone)
+        assert len(json.loads(told.stdout)) < 3
+        assert said in told.stderr
+        advice = told.stderr.splitlines()[0].partition("fetch them with: ")[2].replace("'", "").split()
+        run_git(clone, *advice[1:])
+        assert len(json.loads(command("log", "--json", folder=clone).stdout)) == 3
+    assert "its origin may" not in command("log", folder=recorded.folder).stderr
+
+
+def test_a_table_for_programs_cuts_nothing(recorded: Developer) -> None:
+    tag = "exp-20260301-" + "long-name-of-an-experiment" * 8
+    developer = recorded
+    message = experiment_message(record(9, hyperparameters={f"name_{at}" * 5: "value" * 30 for at in range(4)}))
+    developer.git("tag", "-a", "-m", message, tag, "main")
+    table = command("log", folder=developer.folder).stdout
+    assert f" {tag} " in table
+    assert "..." not in table
+    assert "\u2026" not in table
+
+
+def test_a_column_that_nobody_has_is_told_as_a_sort_is(recorded: Developer) -> None:
+    wrong = command("log", "--columns", "val_loss,nosuch", folder=recorded.folder)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "no experiment has 'nosuch'" in wrong.stderr
+    few = command("experiments", "--where", "learning_rate > 1", "--columns", "val_loss", folder=recorded.folder)
+    assert few.returncode == 0, "known, though not of any that is chosen"

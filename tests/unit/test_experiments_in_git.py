@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deepseek_ops.core.conditions import SelectionKindError
 from deepseek_ops.core.ports import RecordText
 from deepseek_ops.pipeline.experiments import UnknownNameError, body_of, chosen, experiments_of, row_of
 from deepseek_ops.pipeline.records_in_git import ExperimentRecord, ReleaseRecord, experiment_message, release_message
@@ -88,3 +89,23 @@ def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="'size'"):
         chosen(found, sort="-size")
     assert chosen([], where="val_los < 1") == []
+    with pytest.raises(SelectionKindError, match="val_loss is a number, but 'low' is a text"):
+        chosen(found, where="val_loss < 'low'")
+
+
+def test_an_experiment_is_as_old_as_its_run_and_not_as_the_commit_it_was_trained_on() -> None:
+    """A retrain of an old commit is recorded on it, with its time: the record or the tag says when it really was."""
+    old, new = experiment_message(record(1, date="2026-05-02", branch="exp/x")), experiment_message(record(2))
+    tagged = RecordText("tag", f"{2:040x}", new, 10**9, "Ada", "exp-20260501-main-00000002")
+    found = experiments_of([commit(2, new, time=10**9), commit(1, old, time=100), tagged])
+    assert [(one.record.run_id, one.date) for one in found] == [("run-1", "2026-05-02"), ("run-2", "2026-05-01")]
+    body = body_of(found[0])
+    assert (body["date"], body["committed"], body["branch"]) == ("2026-05-02", "1970-01-01T00:01:40Z", "exp/x")
+    assert chosen(found, where="date >= '2026-05-02' and branch == 'exp/x'") == found[:1]
+    same_day = [
+        commit(3, experiment_message(record(3, date="2026-05-01", version="1.10.0")), time=100),
+        commit(4, experiment_message(record(4, date="2026-05-01", version="1.9.0")), time=900),
+        commit(5, experiment_message(record(5, date="yesterday", version="x")), time=900),
+    ]
+    assert [one.record.run_id for one in experiments_of(same_day)] == ["run-3", "run-4", "run-5"]
+    assert experiments_of(same_day)[-1].date == "1970-01-01T00:15:00Z", "what is no day is none"

@@ -60,6 +60,8 @@ experiments = st.builds(
     ),
     version=texts,
     run_id=texts.filter(bool),
+    date=texts,
+    branch=texts,
     dataset_version=digests,
     manifest=digests,
     tracker_url=texts,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ops.adapters.git.address import Address
@@ -25,6 +26,30 @@ MARK = "Manifest:"
 MAX_TEXT_BYTES = 1 << 20
 _SCP = re.compile(r"^[^/@\s]+@[^/:\s]+:")
 _TAG_FIELDS = "%(refname)%00%(objecttype)%00%(*objectname)%00%(taggerdate:unix)%00%(taggername)%00%(contents)%00"
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """What a clone leaves out of its origin."""
+
+    shallow: bool
+    """Older commits."""
+    branches: tuple[str, ...]
+    """The only branches that it has; empty: it has all."""
+    no_tags: bool
+
+    @property
+    def remedy(self) -> str:
+        """The command that fetches what is left out; empty where nothing is."""
+        if not (self.shallow or self.branches or self.no_tags):
+            return ""
+        return f"git fetch {'--unshallow ' if self.shallow else ''}--tags origin '+refs/heads/*:refs/remotes/origin/*'"
+
+    def __str__(self) -> str:
+        told = ["has no older commits"] if self.shallow else []
+        told += [f"has no other branch than {', '.join(self.branches)}"] if self.branches else []
+        told += ["fetches no tags"] if self.no_tags else []
+        return ", ".join(told)
 
 
 class Clone:
@@ -50,6 +75,25 @@ class Clone:
         """Return whether the clone has a remote, and no notes of ours."""
         remotes = self._git.run("for-each-ref", "--count=1", "--format=%(refname)", "refs/remotes")
         return bool(remotes.strip()) and not _commit_of(self._git, NOTES_REF)
+
+    def gaps(self) -> Gaps:
+        """Return what of its origin the clone was told not to have; records may be there."""
+        shallow = self._git.run("rev-parse", "--is-shallow-repository").strip() == b"true"
+        specs = self._settings("remote.origin.fetch")
+        branches = tuple(spec.lstrip("+").partition(":")[0].removeprefix("refs/heads/") for spec in specs)
+        whole = not specs or any(branch in ("*", "refs/*") for branch in branches)
+        return Gaps(shallow, () if whole else branches, self._settings("remote.origin.tagOpt") == ["--no-tags"])
+
+    def read_file(self, path: str, *, max_bytes: int = 1_000_000) -> bytes | None:
+        """Return a file of the commit that is checked out; None where there is none, or none of that size."""
+        status, output, _ = self._git.attempt("cat-file", "-s", "--end-of-options", f"HEAD:{path}")
+        if status or int(output) > max_bytes:
+            return None
+        status, output, _ = self._git.attempt("cat-file", "blob", "--end-of-options", f"HEAD:{path}")
+        return None if status else output
+
+    def _settings(self, name: str) -> list[str]:
+        return self._git.attempt("config", "--get-all", name)[1].decode(errors="replace").split()
 
     def origin(self) -> str:
         """Return the URL of the remote ``origin``. Raises RefNotFoundError where there is none."""

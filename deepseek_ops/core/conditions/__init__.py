@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepseek_ops.core.conditions.parsing import MAX_DEPTH, MAX_LENGTH, MAX_WINDOW, ConditionError, parse
-from deepseek_ops.core.conditions.selection import Selection
+from deepseek_ops.core.conditions.selection import Selection, SelectionKindError
 from deepseek_ops.core.conditions.tree import Statement, Variable, Window, nodes, truth
 
-__all__ = ["MAX_DEPTH", "MAX_LENGTH", "MAX_WINDOW", "Condition", "ConditionError", "Selection"]
+__all__ = ["MAX_DEPTH", "MAX_LENGTH", "MAX_WINDOW", "Condition", "ConditionError", "Selection", "SelectionKindError"]
 
 
 @dataclass(frozen=True, slots=True)

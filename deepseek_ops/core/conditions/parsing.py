@@ -34,6 +34,8 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<sign><=|>=|==|!=|[<>+\-*/(),]))"
 )
+_MEANT = {"=": "==", "&": "and", "|": "or", "!": "!= or not", "~": "not", "\u2264": "<=", "\u2265": ">="}
+"""What other languages write -> what is written here."""
 _TESTS = ("is_nan", "is_inf")
 _WINDOWS = ("mean", "median", "zscore", "robust_zscore", "slope")
 _VOCABULARY = (
@@ -75,7 +77,9 @@ def _tokens(text: str, pattern: re.Pattern[str], vocabulary: str) -> list[Token]
         match = pattern.match(text, position)
         if match is None or match.lastgroup is None:
             column = position + len(text[position:]) - len(text[position:].lstrip()) + 1
-            raise ConditionError(text, column, f"{text[column - 1]!r} is not understood", f"use {vocabulary}")
+            sign = text[column - 1]
+            remedy = f"did you mean {_MEANT[sign]}?" if sign in _MEANT else f"use {vocabulary}"
+            raise ConditionError(text, column, f"{sign!r} is not understood", remedy)
         found.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))
         position = match.end()
     return [*found, Token("end", "", end + 1)]

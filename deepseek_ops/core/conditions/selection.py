@@ -1,14 +1,16 @@
 """The same expressions over named values: ``val_loss < 0.5 and model == 'deepseek-tiny'``, for choosing from a table.
 
 Names may hold dots and ``@`` (``data.seed``); a name with other characters stands in backticks. Texts stand in quotes
-and compare with texts; ``true`` and ``false`` are values. What a row does not have, or what does not compare, is
-unknown, and unknown follows the logic of conditions: a row is chosen only when the whole is true.
+and compare with texts; ``true`` and ``false`` are values. What a row does not have, what does not compare, and a result
+that is no finite number (``1 / 0``) is unknown, and unknown follows the logic of conditions: a row is chosen only when
+the whole is true. A comparison of kinds that differ in every row is a mistake, and is told as one.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deepseek_ops.core.conditions.parsing import Parser, Token
@@ -28,6 +30,7 @@ from deepseek_ops.core.conditions.tree import (
     apply,
     nodes,
 )
+from deepseek_ops.core.errors import PermanentError
 
 Value = float | str | bool
 """What a row holds under a name."""
@@ -38,6 +41,22 @@ _TOKENS = re.compile(
 )
 _VOCABULARY = "names, numbers, 'texts', true, false, and, or, not; a name with other characters stands in `backticks`"
 _WORDS = ("and", "or", "not")
+_SHOWN = {str: "a text", bool: "true or false", float: "a number"}
+
+
+@dataclass(eq=False)
+class SelectionKindError(PermanentError, ValueError):
+    """A comparison of a text with a number, which is true of nothing."""
+
+    text: str
+    left: str
+    right: str
+
+    def __str__(self) -> str:
+        return (
+            f"condition {self.text[:80]!r} is true of nothing: {self.left}, but {self.right}; compare numbers with "
+            "numbers, and texts with texts in quotes."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +79,31 @@ class Selection:
         """Return whether the selection is true of a row; unknown counts as false."""
         return _truth(self.root, row) is True
 
+    def require_kinds(self, rows: Sequence[Mapping[str, Value]]) -> None:
+        """Raise SelectionKindError for a comparison whose two sides are of different kinds wherever both are known."""
+        for node in nodes(self.root):
+            if not isinstance(node, Comparison):
+                continue
+            pairs = [(_value(node.left, row), _value(node.right, row), row) for row in rows]
+            known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+            if known and all(isinstance(left, str) != isinstance(right, str) for left, right, _ in known):
+                row = known[0][2]
+                raise SelectionKindError(self.text, _described(node.left, row), _described(node.right, row))
+
     def __str__(self) -> str:
         return self.text
 
 
 class _SelectionParser(Parser):
+    def _statement(self, node: Node, token: Token) -> Statement:
+        if not isinstance(node, Quantity):
+            return node
+        after = self._peek
+        if after.kind == "word" and after.text not in _WORDS:
+            raise self._error(after, f"{after.text!r} is no comparison", f"use {', '.join(COMPARISONS)}")
+        example = f"{token.text if token.kind in ('word', 'quoted') else 'val_loss'} < 0.5"
+        raise self._error(token, "a value stands where a statement is needed", f"compare it, such as {example}")
+
     def _primary(self) -> Node:
         token = self._peek
         named = self._named(token)
@@ -117,4 +156,13 @@ def _value(node: Quantity, row: Mapping[str, Value]) -> float | str | None:
     left, right = _value(node.left, row), _value(node.right, row)
     if isinstance(left, str) or isinstance(right, str) or left is None or right is None:
         return None
-    return apply(node.sign, left, right)
+    result = apply(node.sign, left, right)
+    return result if math.isfinite(result) else None
+
+
+def _described(node: Quantity, row: Mapping[str, Value]) -> str:
+    """Return what one side of a comparison is, for people."""
+    if isinstance(node, Variable):
+        return f"{node.name} is {_SHOWN.get(type(row[node.name]), 'a number')}"
+    value = _value(node, row)
+    return f"{value!r} is a text" if isinstance(value, str) else f"{value:g} is a number"
