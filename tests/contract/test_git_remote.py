@@ -117,6 +117,19 @@ class GitRemoteContract:
         with pytest.raises(GitAccessError, match="2001 bytes"):
             remote.read_file(commit, "deepseek.yaml", max_bytes=2000)
 
+    def test_what_is_no_file_is_named_as_what_it_is_with_a_remedy(
+        self, developer: Developer, remote: GitRepository
+    ) -> None:
+        (developer.folder / "deepseek.yaml").symlink_to("real.yaml")
+        commit = developer.push_commit({"real.yaml": "name: x\n", "requirements.txt/a": "1"})
+        for path, kind in (("deepseek.yaml", "a symbolic link"), ("requirements.txt", "a folder")):
+            with pytest.raises(GitAccessError) as caught:
+                remote.read_file(commit, path)
+            told = str(caught.value)
+            assert told.startswith(f"{path} in commit {commit[:12]} of {remote.url} is not a plain file but {kind}; ")
+            assert "refuses access" not in told
+            assert "connection" not in told
+
     def test_small_texts_are_files_and_messages_of_every_ref(self, developer: Developer, remote: GitRepository) -> None:
         developer.push_commit({"small": "first", "large": "x" * 5000}, message="Say one")
         developer.push_commit({"small": "second", "other": b"\x00\n\n"}, message="Say two")

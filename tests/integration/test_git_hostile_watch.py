@@ -120,7 +120,7 @@ async def test_attributes_of_any_size_a_link_for_a_pipeline_file_and_odd_paths_r
             {".gitattributes": attributes, "deepseek/b\nc": "1", "deepseek/--output=x": "2", "deepseek/\x1b[31m": "3"}
         )
         assert told(await listener.next(1, seconds=30)) == [("refs/heads/main", commit)]
-    with pytest.raises(GitAccessError, match=r"deepseek\.yaml is not a plain file"):
+    with pytest.raises(GitAccessError, match=r"deepseek\.yaml in commit .* is not a plain file but a symbolic link"):
         await asyncio.to_thread(developer.remote.read_file, commit, "deepseek.yaml")
     assert not (tmp_path / "executed").exists()
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from deepseek_ops.adapters.facts import open_facts
 from deepseek_ops.adapters.stores import open_store
+from deepseek_ops.core.errors import GitAccessError
 from deepseek_ops.core.records import Checkpoint, DatasetVersion, FileSet, ModelVersion
 from deepseek_ops.data import DatasetRepository
 from deepseek_ops.data.blobs import StoreBlobs
@@ -263,3 +264,14 @@ def test_results_of_another_machine_are_found_by_the_keys_of_that_machine(team, 
     lines, told = planned("--repo", str(team.developer.bare), "--ref", "main", "--store", team.uri, "--facts", team.dsn)
     assert [line.split()[0] for line in lines if line.split()[1] in ("data", "train", "register")] == ["reuse"] * 3
     assert "planned for Python 3.12 on linux-riscv64 with glibc-2.99, as the runs of these facts are" in told
+
+
+@pytest.mark.parametrize("path", ["deepseek.yaml", "requirements.txt"])
+def test_a_linked_pipeline_file_or_lock_is_told_as_a_link(team, monkeypatch, path):
+    quiet(monkeypatch, team)
+    developer = team.developer
+    (developer.folder / "real").write_text(PIPELINE if path == "deepseek.yaml" else "numpy==2.0.0\n")
+    (developer.folder / path).symlink_to("real")
+    developer.push_commit({name: text for name, text in FILES.items() if name != path})
+    with pytest.raises(GitAccessError, match=f"^{path} in commit .* is not a plain file but a symbolic link; commit"):
+        planned("--repo", str(developer.bare))

@@ -105,6 +105,18 @@ class CheckoutTargetError(PermanentError):
 
 
 @dataclass(eq=False)
+class UnreadableFileError(GitAccessError):
+    """A file of a commit that is there and is not one that can be read: a link, a folder, or too large."""
+
+    path: str
+    commit: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path} in commit {self.commit[:12]} of {self.repository} {self.problem}; {self.remedy}."
+
+
+@dataclass(eq=False)
 class LostRaceError(StaleRefError):
     """The server took another push first; which refs that moved is known when they are read again."""
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from deepseek_ops.adapters.git.address import parse_address
 from deepseek_ops.adapters.git.command import Credentials, Git
-from deepseek_ops.adapters.git.errors import LostRaceError
+from deepseek_ops.adapters.git.errors import LostRaceError, UnreadableFileError
 from deepseek_ops.adapters.git.export import export_tree
 from deepseek_ops.adapters.git.journal import fetched, record_texts
 from deepseek_ops.adapters.git.merging import build_merge, fetched_for_merge, merge_commits
@@ -21,7 +21,7 @@ from deepseek_ops.adapters.git.notes import Edit, fetch_notes, read_notes
 from deepseek_ops.adapters.git.publish import annotate, publish, publish_merge
 from deepseek_ops.adapters.git.refs import RefsSeen, RemoteRef, list_refs, list_refs_async, matches, prefixes_of
 from deepseek_ops.adapters.git.small_texts import small_texts
-from deepseek_ops.core.errors import GitAccessError, RefNotFoundError
+from deepseek_ops.core.errors import RefNotFoundError
 from deepseek_ops.core.ports import NOTES_REF, MergedTree, NewCommit, NewNote, NewTag, RecordText
 from deepseek_ops.core.records import GitRef
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 RACES = 40
 """Pushes that may be lost to others before it is an error."""
+_KINDS = {"120000": "a symbolic link", "040000": "a folder", "160000": "a submodule"}
+"""Mode of an entry of a tree -> what it is, where it is no file."""
 _ALL = ("refs/heads/*", "refs/tags/*")
 
 
@@ -110,10 +112,13 @@ class GitRepository:
                 raise RefNotFoundError(self.url, f"file {path} in commit {commit[:12]}")
             mode, kind, oid = line.partition(b"\t")[0].decode().split(" ")
             if kind != "blob" or mode == "120000":
-                raise GitAccessError(self.url, f"{path} is not a plain file in commit {commit[:12]}")
+                found = _KINDS.get(mode, "something else")
+                problem, remedy = f"is not a plain file but {found}", "commit the file itself in its place"
+                raise UnreadableFileError(self.url, problem, path, commit, remedy)
             size = int(git.run("cat-file", "-s", oid))
             if size > max_bytes:
-                raise GitAccessError(self.url, f"{path} has {size} bytes, more than the {max_bytes} that are read")
+                problem, remedy = f"has {size} bytes, more than the {max_bytes} that are read", "commit a smaller one"
+                raise UnreadableFileError(self.url, problem, path, commit, remedy)
             return git.run("cat-file", "blob", oid)
 
     def changed_paths(self, old: str | None, new: str) -> list[str]:
