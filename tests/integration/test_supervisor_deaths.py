@@ -23,7 +23,7 @@ from deepseek_ops.adapters.local_launcher import (
 )
 from deepseek_ops.adapters.local_launcher.folder import Attempt, JobFolder
 from deepseek_ops.adapters.local_launcher.processes import process
-from deepseek_ops.core.jobs import JobPhase, JobSpec
+from deepseek_ops.core.jobs import JobCause, JobPhase, JobSpec
 
 SUBMIT = """
 import json, sys
@@ -156,6 +156,7 @@ def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not(launcher:
     status = settled(launcher, small.name)
     assert status.phase is JobPhase.LOST
     assert f"out of memory (memory_bytes={256 << 20})" in status.reason
+    assert status.cause is JobCause.OUT_OF_MEMORY
     assert settled(launcher, enough.name).phase is JobPhase.SUCCEEDED
 
 
@@ -191,6 +192,7 @@ def test_a_supervisor_told_to_end_by_the_machine_lets_the_job_save_and_loses_it(
     os.kill(supervisor, signal.SIGTERM)
     status = settled(launcher, spec.name)
     assert (status.phase, status.reason) == (JobPhase.LOST, "the supervisor got SIGTERM")
+    assert status.cause is JobCause.PREEMPTED
     assert [event["reason"] for event in launcher.events(spec.name) if event["kind"] == "saved"] == [status.reason]
 
 
