@@ -56,7 +56,10 @@ def test_a_job_that_clings_to_its_grace_is_killed_before_the_minute_after_its_le
     files.lease.touch()
     spec = job("wait", lease_seconds=4, grace_seconds=600)
     supervisor = JobSupervisor(files, spec, Attempt(attempt=1))
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as clings:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as clings:
+        assert clings.stdout is not None
+        clings.stdout.readline()
         supervisor._worker = clings.pid
         supervisor._lease_mtime = files.lease.stat().st_mtime
         supervisor._wanted = supervisor._beat = time.monotonic() - 2.5
@@ -65,7 +68,7 @@ def test_a_job_that_clings_to_its_grace_is_killed_before_the_minute_after_its_le
         assert files.stop_request(1).counts_as is JobCause.LEASE_EXPIRED
         supervisor._beat = time.monotonic()
         supervisor._look_around()
-        assert clings.poll() is None
+        assert clings.poll() is None, "there is time left"
         supervisor._wanted -= 58
         supervisor._look_around()
         assert clings.wait(timeout=10) == -signal.SIGKILL
