@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,9 @@ class JobContext:
         self.restarts = restarts
         self.stop_seen = False
         """Whether the job's code has been told to stop. One that returns without having asked has finished."""
+        self.turn = attempt
+        """Number of this attempt among those of all jobs that write the same run."""
+        self._still_ours: Callable[[], bool] = lambda: True
         self._told = ""
         self.told_cause: JobCause | None = None
         self._files = JobFolder(folder)
@@ -207,4 +210,9 @@ class JobContext:
     def is_current(self) -> bool:
         """Whether this attempt is still the newest: ask before writing where a newer one may have written."""
         newest = self._files.attempt()
-        return newest is None or newest.attempt == self.attempt
+        return (newest is None or newest.attempt == self.attempt) and self._still_ours()
+
+    def fence(self, turn: int, still_ours: Callable[[], bool]) -> None:
+        """Have ``is_current`` ask ``still_ours`` as well, which others than attempts of this job may end."""
+        self.turn = max(self.attempt, turn)
+        self._still_ours = still_ours

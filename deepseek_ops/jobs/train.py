@@ -33,6 +33,7 @@ from deepseek_ops.jobs.training_result import known_result, store_result
 from deepseek_ops.jobs.training_splits import open_samples
 from deepseek_ops.jobs.training_streams import Streams
 from deepseek_ops.jobs.training_task import mean_loss, open_task
+from deepseek_ops.jobs.training_turn import take_turn
 from deepseek_ops.jobs.training_verify import FreshProcess
 from deepseek_ops.training.deepspeed_config import deepspeed_config
 from deepseek_ops.training.guardian import Guardian
@@ -68,6 +69,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
             and (found := found or known_result(context.store, plan)) is not None
         ):
             return found.dump()
+        take_turn(context, plan.run_prefix, ranks)
         with SpotWatch.of(context), Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, ranks, streams)
     finally:

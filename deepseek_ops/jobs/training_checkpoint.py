@@ -63,7 +63,7 @@ class Checkpoints:
         self._health = Health(plan.checkpoint_steps)
         self._pace = Pace.of(context, plan, self._keeper.machine.num_nodes)
         self._writer, self._pool = SnapshotWriter(), TensorPool()
-        self._life = Life(context.attempt, context.restarts)
+        self._life = Life(context.turn, context.restarts)
         self._last: tuple[CheckpointName, Path] | None = None
         self._progress = Progress()
         self._expected_loss: float | None = None
@@ -227,7 +227,7 @@ class Checkpoints:
 
     def _begin_life(self, newest: Life | None) -> None:
         """Agree on a life that comes after every one that anybody has heard of."""
-        own = Life(self._context.attempt, self._context.restarts)
+        own = Life(self._context.turn, self._context.restarts)
         self._life = agreed_life(self._peers, own, (newest, self._lives.newest))
 
     def _resumed(self, restored: Restored | None) -> Progress | None:

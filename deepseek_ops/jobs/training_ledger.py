@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from deepseek_ops.adapters.local_launcher.errors import NoSpaceForJobError
 from deepseek_ops.adapters.local_launcher.folder import read_json, write_json
 from deepseek_ops.core.errors import DeepSeekOpsError, ObjectExistsError
 from deepseek_ops.core.records import canonical_json
+from deepseek_ops.jobs.training_turn import name_of_job
 from deepseek_ops.training.guardian_ledger import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -39,10 +39,12 @@ class LedgerFile:
         self._sender: threading.Thread | None = None
         self._lock = threading.Lock()
         bodies: list[JsonValue] = []
+        job = ""
         if context.rank == 0:
+            job = name_of_job(context)  # its requests are numbered from 1, as those of every job of the run
             kept = (read_json(self._path) or {}).get("entries")
             bodies = [*(kept if isinstance(kept, list) else []), *self._in_store()]
-        self.ledger = Ledger.load(bodies, job_attempt=context.attempt, requests_of=self._numbered_by())
+        self.ledger = Ledger.load(bodies, job_attempt=context.attempt, requests_of=job)
 
     def add(self, entries: list[Entry]) -> None:
         """Append entries and make them durable on this machine; the store follows, alone where the disk is full."""
@@ -98,25 +100,6 @@ class LedgerFile:
             return []
         self._stored = {int(str(body["number"])) for body in bodies if isinstance(body, dict)}
         return bodies
-
-    def _numbered_by(self) -> str:
-        """Return what tells this job from others of its run, whose requests are numbered from 1 as its own are.
-
-        Its name is not enough: a retired job's may be used again. An engine's folder is named after the job's life;
-        in a folder of this machine, which all attempts share, a token is laid down.
-        """
-        name, folder = self._context.spec.name, self._context.folder.name
-        if self._context.rank != 0 or folder.startswith(f"{name}-"):
-            return folder
-        path = self._context.work / "requests-of.json"
-        token = (read_json(path) or {}).get("token")
-        if not isinstance(token, str):
-            token = secrets.token_hex(8)
-            try:
-                write_json(path, {"token": token})
-            except NoSpaceForJobError as error:  # then nobody's request finds room here either
-                _log.warning("this job is not told from an older one of its name: %s", error)
-        return f"{name}.{token}"
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}/{number:06d}.json"

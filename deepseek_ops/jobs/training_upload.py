@@ -309,4 +309,4 @@ class Uploads:
     def _fenced(self) -> None:
         with self._changed:
             self._ended = True
-        self._say("checkpoint_fenced", reason="a newer attempt of this training writes now")
+        self._say("checkpoint_fenced", reason="a newer attempt of this training, or a newer job of its plan, writes")

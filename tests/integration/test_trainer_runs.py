@@ -8,8 +8,11 @@ import pytest
 from fixtures_launcher import until
 from fixtures_trainer import MODEL, dataset, lab  # noqa: F401  (pytest fixtures)
 
-from deepseek_ops.core.jobs import JobPhase
+from deepseek_ops.core.jobs import JobPhase, JobSpec
 from deepseek_ops.core.records import Checkpoint
+from deepseek_ops.jobs.context import JobContext
+from deepseek_ops.jobs.training_ranks import Ranks
+from deepseek_ops.jobs.training_turn import take_turn
 from deepseek_ops.training.errors import PublishedModelError
 from deepseek_ops.training.streams import read
 
@@ -182,6 +185,24 @@ def test_a_stop_leaves_a_checkpoint_to_go_on_from(lab, dataset):  # noqa: F811
     (proof,) = [event for event in lab.events(name, "resume_proof") if event["steps"] == 150]
     assert proof["exact"]
     assert checkpoint.step == 150
+
+
+def test_a_job_declares_no_checkpoint_once_another_one_trains_its_plan(lab, dataset, tmp_path):  # noqa: F811
+    plan = lab.plan(dataset, ranks=1, nonce="twice", checkpoint_steps=2, hyperparameters={"max_steps": 300})
+    name = lab.train("older", plan)
+    stored = f"{plan.run_prefix}/checkpoints/"
+    until(lambda: list(lab.store.list(stored)), within=200)
+    spec = JobSpec(name="newer", kind="train", payload={})
+    rival = JobContext(spec, tmp_path / "newer", store=lab.store)
+    assert take_turn(rival, plan.run_prefix, Ranks(0, 1, "cpu", lambda: False)) == 2
+    until(lambda: lab.events(name, "checkpoint_fenced"), within=60)
+    kept = [info.key for info in lab.store.list(stored)]
+    lab.launcher.stop(name, "lunch")
+    lab.settle(name)
+    assert [info.key for info in lab.store.list(stored)] == kept, "it trained on and said nothing"
+    lab.result(lab.train(name, plan))
+    assert [life["life"] for life in lab.events(name, "resume_proof")[-1]["lives"]][-1] == "003-000-000"
+    assert not rival.is_current
 
 
 def test_a_pruned_trial_leaves_nothing_and_one_that_is_only_interrupted_all_of_it(lab, dataset):  # noqa: F811
