@@ -93,7 +93,8 @@ class Model:
         self.debounce = options.get("debounce", 0.0)
         self.stored: dict[str, str] | None = None
         self.seen: dict[str, str] | None = None
-        self.moving: dict[str, tuple[str, float, float]] = {}
+        self.moving: dict[str, tuple[str, float, float, bool]] = {}
+        """Ref -> commit, first move, this move, and whether it is known what it changed."""
         self.numbers: dict[str, int] = {}
         """How often each ref has moved: the name of its newest move, which two moves never share."""
         self.stored_numbers: dict[str, int] = {}
@@ -120,8 +121,9 @@ class Model:
                 continue
             before = self.moving.get(name)
             first, since = (before[1], before[2] if before[0] == commit else now) if before else (now, now)
-            self.moving[name] = (commit, first, since)
-            if not server and self.by_path:
+            known = server or not self.by_path or bool(before and before[0] == commit and before[3])
+            self.moving[name] = (commit, first, since, known)
+            if not known:
                 continue
             wanted = self.wanted(name, seen.get(name), commit, refs)
             if wanted and self.debounce and now < min(since + self.debounce, first + 10 * self.debounce):
