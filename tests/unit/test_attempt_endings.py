@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from deepseek_ops.adapters.local_launcher.folder import StopRequest
+from deepseek_ops.adapters.local_launcher.folder import JobFolder, StopRequest
+from deepseek_ops.adapters.remote_launcher.layout import RemoteAttempt
 from deepseek_ops.core.jobs import EXIT_RETRY, JobCause, JobPhase, JobSpec, JobStatus
+from deepseek_ops.jobs.attend_watch import PEER_SILENCE_SECONDS, Watch
 from deepseek_ops.jobs.context import JobContext
 from deepseek_ops.jobs.ending import judge
 from deepseek_ops.jobs.entry import Outcome, call, silent_ending, stop_on_signal
 from deepseek_ops.jobs.leases import AFTER_LEASE_SECONDS, over_at, patience
 from deepseek_ops.jobs.memory_kills import MemoryKills
+from deepseek_ops.jobs.nodes import NodePlace
 from deepseek_ops.jobs.ranks import RankGroupRunner, RankRun, first_of
 from deepseek_ops.jobs.rendezvous import Failure, Gathering
 
@@ -185,8 +190,6 @@ class Meeting:
 def test_ranks_without_memory_are_not_started_again_with_the_same_batch(
     tmp_path: Path, cause: JobCause | None, final: bool
 ) -> None:
-    from deepseek_ops.adapters.local_launcher.folder import JobFolder
-
     meeting = Meeting()
     group = RankGroupRunner(JobFolder(tmp_path), SPEC, 1, meeting)  # type: ignore[arg-type]
     group._fail(Gathering(), Outcome(reason="x", retry=True, cause=cause))
@@ -201,3 +204,41 @@ def test_whatever_its_grace_a_job_is_over_a_minute_after_its_lease(lease: float,
     killed = min(told + grace, over_at(0, lease, last_words=5))
     assert killed + 5 <= lease + AFTER_LEASE_SECONDS
     assert over_at(0, 0, last_words=5) == float("inf")
+
+
+class Mirror:
+    """What an agent sees of the store: the other node's beat, which never changes, and when it looked."""
+
+    alive, problem = True, ""
+
+    def __init__(self) -> None:
+        self.contact = self.renewed = time.monotonic()
+        self.asked: list[StopRequest] = []
+        self.control = self
+
+    def newest_beat(self, attempt: int, node: int) -> str:
+        return f"{attempt}/beat/{node}"
+
+    def has(self, attempt: int, name: str) -> bool:
+        del attempt, name
+        return False
+
+    def request_stop(self, request: StopRequest) -> None:
+        self.asked.append(request)
+
+
+def test_a_node_that_fell_silent_is_a_lost_machine_and_the_engines_signal_a_preemption(tmp_path: Path) -> None:
+    spec, mirror = SPEC.evolve(num_nodes=2), Mirror()
+    record = RemoteAttempt(spec=spec, attempt=1, engine_id="job-1", life="x")
+    place = NodePlace(rank=0, count=2, address="127.0.0.1", host="127.0.0.1", instance="i")
+    child = SimpleNamespace(signal=lambda number: None)
+    watch = Watch(mirror, JobFolder(tmp_path), record, place, child)  # type: ignore[arg-type]
+    watch._check(time.monotonic())
+    assert mirror.asked == []
+    mirror.contact = mirror.renewed = later = time.monotonic() + PEER_SILENCE_SECONDS + 1
+    watch._check(later)
+    watch._told_at = later - 3
+    watch._check(later)
+    silent, told = mirror.asked
+    assert (silent.cause, silent.counts_as) == ("signal", JobCause.MACHINE_LOST)
+    assert (told.cause, told.counts_as) == ("signal", JobCause.PREEMPTED)
