@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<sign><=|>=|==|!=|[<>+\-*/(),]))"
 )
-_MEANT = {"=": "==", "&": "and", "|": "or", "!": "!= or not", "~": "not", "\u2264": "<=", "\u2265": ">="}
+_MEANT = {"=": "==", "&": "and", "|": "or", "!": "!= or not", "\u2264": "<=", "\u2265": ">="}
 """What other languages write -> what is written here."""
 _TESTS = ("is_nan", "is_inf")
 _WINDOWS = ("mean", "median", "zscore", "robust_zscore", "slope")
