@@ -1,7 +1,7 @@
 """Start what a pushed tag asks for: the release of the version it names, or a training of its commit.
 
 Starts when somebody pushes a tag that a `git-tag` trigger of the tagged commit's own `deepseek.yaml` wants. A tag on
-the commit of an experiment releases the version that it became; tags that releases push themselves start nothing.
+the commit of an experiment releases the version that it became; tags that runs and releases push start nothing.
 """
 
 from __future__ import annotations

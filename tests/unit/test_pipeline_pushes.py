@@ -106,8 +106,8 @@ def test_what_an_older_version_announced_is_still_known_by_its_commit(facts):
     facts.insert(CLAIM, f"refs/heads/main@{1:040x}", {"run": "run-1"})  # as it was written then
     (old,) = pushes_of([push("main", 1, previous=f"{7:040x}").dump()])
     assert old.move is None
-    assert take(facts, [old], run="run-1").ref == old, "the run that had it is cleared"
     assert take(facts, [old], run="run-2") is None
+    assert take(facts, [old], run="run-1").ref == old, "the run that had it is cleared"
     assert take(facts, [push("main", 1, move="e.1")], run="run-2") is not None, "a move back to it is a push of today"
     came, back = push("exp/a", 1), push("exp/a", 1, previous=f"{2:040x}")
     assert [take(facts, [one], run=one.previous or "first") is not None for one in (came, back)] == [True, True]
