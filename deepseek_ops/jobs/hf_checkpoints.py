@@ -28,6 +28,7 @@ from pydantic import JsonValue
 from deepseek_ops.core.errors import DeepSeekOpsError
 from deepseek_ops.core.records import FileEntry
 from deepseek_ops.data.blobs import hash_file
+from deepseek_ops.jobs.training_choice import goes_to_store
 from deepseek_ops.jobs.training_restore import Machine, Restorer, agreed_life
 from deepseek_ops.jobs.training_shelf import STATE, Sealing, Shelf, Shelved, leave_part, read_json, write_json
 from deepseek_ops.jobs.training_store import StoredCheckpoints
@@ -70,7 +71,7 @@ class ScriptCheckpoints:
         self._stored = StoredCheckpoints(context.store, f"{plan.run_prefix}/{part}", plan=plan.fingerprint)
         place = Place(self._machine.node, self._machine.num_nodes, lambda: context.is_current, settle)
         self._uploads = Uploads(self._stored, self._shelf, place, self._say)
-        self._life = Life(context.attempt, context.restarts)
+        self._life = Life(context.turn, context.restarts)
         self._names: dict[int, CheckpointName] = {}
         self._written: set[Path] = set()
         self._sealing: Sealing | None = None
@@ -90,7 +91,7 @@ class ScriptCheckpoints:
         found = restorer.bring(to_resume, look_in_store=ask, everything=lambda _ranks: True)
         if found is None and not ask:
             found = restorer.bring(to_resume, look_in_store=True, everything=lambda _ranks: True)
-        own = Life(self._context.attempt, self._context.restarts)
+        own = Life(self._context.turn, self._context.restarts)
         self._life = agreed_life(self._peers, own, (restorer.newest_life,))
         if found is None:
             return None
@@ -133,6 +134,8 @@ class ScriptCheckpoints:
         self._peers.barrier()
         name = CheckpointName(self._life, step)
         self._names[step] = name
+        uploads = self._uploads if self._machine.leads else None
+        send = goes_to_store(self._peers, self._machine.num_nodes, name, uploads, must=self._context.stop_requested)
         if not self._machine.leads:
             return
         partial = self._shelf.partial(name)
@@ -150,9 +153,13 @@ class ScriptCheckpoints:
             **state,
         }
         rank = self._peers.rank
-        self._sealing = Sealing(
-            self._shelf, name, ranks=(rank,), state=body, sealed=self._is_sealed, failed=self._has_failed
-        )
+
+        def is_sealed(name: CheckpointName) -> None:
+            if send:
+                self._uploads.offer(name)
+            self._shelf.prune()
+
+        self._sealing = Sealing(self._shelf, name, ranks=(rank,), state=body, sealed=is_sealed, failed=self._has_failed)
         self._linking = threading.Thread(
             target=_leave, args=(partial, rank, links, problem), name="checkpoint-digests", daemon=True
         )
@@ -210,10 +217,6 @@ class ScriptCheckpoints:
             self._linking.join()
             self._sealing.settle()
             self._sealing = None
-
-    def _is_sealed(self, name: CheckpointName) -> None:
-        self._uploads.offer(name)
-        self._shelf.prune()
 
     def _has_failed(self, name: CheckpointName, problem: str) -> None:
         self._say("checkpoint_failed", checkpoint=str(name), step=name.step, problem=problem)

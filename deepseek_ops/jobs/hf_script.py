@@ -38,6 +38,7 @@ from deepseek_ops.jobs.training_ledger import LedgerFile
 from deepseek_ops.jobs.training_ranks import Ranks
 from deepseek_ops.jobs.training_result import known_result, store_result
 from deepseek_ops.jobs.training_streams import Streams
+from deepseek_ops.jobs.training_turn import take_turn
 from deepseek_ops.training.guardian import Guardian
 from deepseek_ops.training.guardian_defaults import default_alerts
 from deepseek_ops.training.script import TrainingScript, arguments, require_linked
@@ -76,6 +77,7 @@ def run(context: JobContext) -> dict[str, JsonValue]:
             and (found := found or known_result(context.store, plan)) is not None
         ):
             return found.dump()
+        take_turn(context, plan.run_prefix, peers)
         with SpotWatch.of(context), Streams(context, plan.run_prefix) as streams:
             return _train(context, plan, script, _watch(context, plan, peers, streams))
     finally:
