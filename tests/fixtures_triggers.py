@@ -39,7 +39,6 @@ class StateStore:
         assert len(text) < 65_535, "Airflow warns above 64 KiB"
         self.values[key] = text
 
-
     async def adelete(self, key: str) -> None:
         if self.fails:
             raise ConnectionError("the API server is away")
