@@ -32,9 +32,9 @@ class UnknownNameError(PermanentError):
 
     def __str__(self) -> str:
         near = difflib.get_close_matches(self.name, self.known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         more = "" if len(self.known) <= MAX_KNOWN else f" and {len(self.known) - MAX_KNOWN} more"
-        return f"no experiment has {self.name!r}; {hint}Known are {', '.join(self.known[:MAX_KNOWN])}{more}."
+        return f"no experiment has {self.name!r}{hint} Known are {', '.join(self.known[:MAX_KNOWN])}{more}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,8 @@ def test_log_and_experiments_read_a_plain_clone(recorded: Developer) -> None:
     assert [one["hyperparameters"]["learning_rate"] for one in json.loads(chosen.stdout)] == [0.002, 0.003]
     wrong = command("experiments", "--where", "lr < 1", folder=recorded.folder)
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert wrong.stderr.splitlines()[-1].startswith("no experiment has 'lr'; Known are author, batch_size, branch, commit")
+    said = wrong.stderr.splitlines()[-1]
+    assert said.startswith("no experiment has 'lr'. Known are author, batch_size, branch, commit"), said
     assert recorded.git("status", "--porcelain") == before
 
 
