@@ -53,6 +53,8 @@ MODEL: dict[str, JsonValue] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+FIRST_JOB = "prepare-first"
+"""The job that made the dataset of all laboratories."""
 SECRET = "correct-horse-battery-staple"
 PREPARE = '''
 """The preparation of the tests: the template's, with a vocabulary of 512."""
@@ -215,27 +217,34 @@ def shared_bench() -> Bench:
     atexit.register(launcher.shutdown, grace_seconds=5)
     launcher.prewarm({"OMP_NUM_THREADS": "1"})
     lab = Lab(root, store, launcher, blobs.put_folder(root / "raw"), blobs.put_folder(code))
-    result = lab.result(lab.prepare("prepare-first"))["dataset"]
+    result = lab.result(lab.prepare(FIRST_JOB))["dataset"]
     assert isinstance(result, dict)
     return Bench(lab, DatasetVersion.load(result))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A laboratory of its own for each module: a copy of the bench's store, no jobs yet, and the bench's warm host."""
+    """A laboratory for one module: a copy of the bench's store, the bench's warm host, and no jobs of other modules."""
     bench = shared_bench().lab
-    root = tmp_path_factory.mktemp("lab")
-    shutil.copytree(bench.root / "store", root / "store")
-    (root / "host").symlink_to(bench.root / "host")
-    launcher = LocalLauncher(root)
+    store = tmp_path_factory.mktemp("lab") / "store"
+    shutil.copytree(bench.root / "store", store)
     try:
-        yield Lab(root, LocalStore(root / "store"), launcher, bench.raw, bench.code)
+        yield Lab(bench.root, LocalStore(store), bench.launcher, bench.raw, bench.code)
     finally:
-        (root / "host").unlink()  # the other modules still need it
-        launcher.shutdown(grace_seconds=5)
+        _clear(bench.launcher)
 
 
-@pytest.fixture(scope="session")
+def _clear(launcher: LocalLauncher) -> None:
+    """End the module's jobs and forget them: the next module may use their names."""
+    names = [status.name for status in launcher.list() if status.name != FIRST_JOB]
+    for name in names:
+        launcher.stop(name, "its tests are over")
+    for name in names:
+        settled(launcher, name, within=90)
+        launcher.retire(name)
+
+
+@pytest.fixture(scope="module")
 def dataset(lab: Lab) -> DatasetVersion:
     """A dataset version made by a real prepare job; the laboratory's store has it."""
     del lab

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from fixtures_launcher import until
-from fixtures_trainer import SECRET, dataset, lab, shared_bench  # noqa: F401  (pytest fixtures)
+from fixtures_trainer import FIRST_JOB, SECRET, dataset, lab, shared_bench  # noqa: F401  (pytest fixtures)
 
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.records import DatasetVersion
@@ -68,7 +68,7 @@ def test_the_tokens_are_the_documents(folder):
 
 
 def test_foreign_code_sees_no_secret():
-    log, _ = shared_bench().lab.launcher.logs("prepare-first")
+    log, _ = shared_bench().lab.launcher.logs(FIRST_JOB)
     variables = next(line for line in log.splitlines() if line.startswith("VARIABLES")).split()[1:]
     assert "PYTHONPATH" in variables
     assert not [name for name in variables if name.startswith(("AWS_", "DEEPSEEK_OPS"))]

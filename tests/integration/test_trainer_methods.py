@@ -9,7 +9,7 @@ import json
 
 import pytest
 from fixtures_methods import figures  # noqa: F401  (pytest fixture)
-from fixtures_trainer import MODEL, lab  # noqa: F401  (pytest fixture)
+from fixtures_trainer import MODEL, dataset, lab  # noqa: F401  (pytest fixtures)
 
 from deepseek_ops.core.jobs import JobPhase
 from deepseek_ops.core.records import DatasetVersion, FileSet, LoraPlan, ReplayPlan

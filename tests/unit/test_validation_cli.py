@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from deepseek_ops.cli.validate import schema, validate
 
-FILE = "name: tiny\ntraining: {strategy: horovod, nodes: 2}\n"
+FILE = "name: tiny\ntraining: {strategy: horovod, engine: ray, nodes: 2}\n"
 
 
 @pytest.fixture
